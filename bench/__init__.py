@@ -1,0 +1,1 @@
+"""Capacity planning and side-by-side runs. Starts the server as a subprocess; imports protocol only."""

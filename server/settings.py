@@ -1,0 +1,318 @@
+"""Every setting: one frozen struct, read from the environment once.
+
+Names that deployments already use are kept; ours begin with SOTTOVOCE_. msgspec converts and
+checks the values. The README's table is made from this struct.
+"""
+
+import base64
+import binascii
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from protocol.confidential import Secret
+
+
+class About(NamedTuple):
+    """What the README says of a setting."""
+
+    unit: str
+    reason: str
+
+
+Text = Annotated[str, Meta(min_length=1)]
+Names = tuple[Text, ...]
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+Bytes = Annotated[int, Meta(ge=1024)]
+SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+
+
+def setting(env: str, default: Any = msgspec.NODEFAULT) -> Any:
+    """A field that is read from the environment variable `env`."""
+    return msgspec.field(name=env, default=default)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    # What deployments already set
+    chat_feature: Annotated[
+        str, About("`true`", "exactly `true` turns the chat on; else every chat endpoint is 404")
+    ] = setting("NEXT_PUBLIC_ENABLE_CHAT_FEATURE", "")
+    redis_url: Annotated[
+        Secret, About("URL", "`redis://` or `rediss://`, any Redis-compatible service")
+    ] = setting("UPSTASH_REDIS_URL")
+    db_host: Annotated[Text, About("host", "a name, an address or a Unix socket's folder")] = (
+        setting("DB_HOST")
+    )
+    db_port: Annotated[int, Meta(ge=1, le=65535), About("port", "PostgreSQL's own")] = setting(
+        "DB_PORT", 5432
+    )
+    db_user: Annotated[Text, About("name", "may read and write the chat's tables")] = setting(
+        "DB_USER"
+    )
+    db_password: Annotated[Secret, About("text", "empty where the server asks for none")] = setting(
+        "DB_PASSWORD", Secret("")
+    )
+    db_database: Annotated[Text, About("name", "the main application's database")] = setting(
+        "DB_DATABASE"
+    )
+    db_sslmode: Annotated[
+        SslMode,
+        About("libpq mode", "conversations cross this wire; `verify-full` where you have the CA"),
+    ] = setting("SOTTOVOCE_DB_SSLMODE", "require")
+    clerk_publishable_key: Annotated[Text, About("key", "names the issuer of session tokens")] = (
+        setting("NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY")
+    )
+    clerk_secret_key: Annotated[
+        Secret, About("key", "accepted and not used: verifying needs public keys only")
+    ] = setting("CLERK_SECRET_KEY", Secret(""))
+    clerk_jwt_key: Annotated[
+        str, About("PEM", "the issuer's public key; with it no key is fetched over the network")
+    ] = setting("CLERK_JWT_KEY", "")
+    authorized_parties: Annotated[
+        Names, About("origins, by comma", "a token's `azp` must be one of them; empty: any")
+    ] = setting("SOTTOVOCE_AUTHORIZED_PARTIES", ())
+    allowed_origins: Annotated[
+        Names,
+        About("origins, by comma", "may read cross-origin (CORS) and send with a cookie"),
+    ] = setting("SOTTOVOCE_ALLOWED_ORIGINS", ())
+
+    # Streams
+    heartbeat_seconds: Annotated[
+        Seconds, About("seconds", "of silence; well under the 30 to 60 s idle limits of proxies")
+    ] = setting("SOTTOVOCE_HEARTBEAT_SECONDS", 15.0)
+    retry_milliseconds: Annotated[
+        Count, About("milliseconds", "a client's pause before it reconnects; jittered up to twice")
+    ] = setting("SOTTOVOCE_RETRY_MILLISECONDS", 1500)
+    outbox_bytes: Annotated[
+        Bytes, About("bytes", "that wait for one slow reader; over it the stream ends as `slow`")
+    ] = setting("SOTTOVOCE_OUTBOX_BYTES", 256 * 1024)
+    stall_seconds: Annotated[
+        Seconds, About("seconds", "that a reader may take nothing (also TCP_USER_TIMEOUT)")
+    ] = setting("SOTTOVOCE_STALL_SECONDS", 20.0)
+    max_streams_per_user: Annotated[
+        Count, About("streams, per worker", "a person's tabs and devices; the next one gets 429")
+    ] = setting("SOTTOVOCE_MAX_STREAMS_PER_USER", 10)
+    max_streams: Annotated[
+        Count, About("streams, per worker", "under the usual file limit of 20,000; then 503")
+    ] = setting("SOTTOVOCE_MAX_STREAMS", 18_000)
+    session_lease_seconds: Annotated[
+        Seconds,
+        About("seconds", "a stream outlives its token's `exp`: Clerk's live for one minute only"),
+    ] = setting("SOTTOVOCE_SESSION_LEASE_SECONDS", 300.0)
+    recheck_seconds: Annotated[
+        Seconds, About("seconds", "between looks at access and subscription of an open stream")
+    ] = setting("SOTTOVOCE_RECHECK_SECONDS", 30.0)
+    max_age_seconds: Annotated[
+        Seconds, About("seconds", "no stream lives longer, so that load finds its balance again")
+    ] = setting("SOTTOVOCE_MAX_AGE_SECONDS", 4 * 3600.0)
+    drain_seconds: Annotated[
+        Seconds, About("seconds", "over which streams are ended at shutdown, spread evenly")
+    ] = setting("SOTTOVOCE_DRAIN_SECONDS", 10.0)
+
+    # Requests
+    max_body_bytes: Annotated[
+        Bytes, About("bytes", "the longest message with every character escaped, and room")
+    ] = setting("SOTTOVOCE_MAX_BODY_BYTES", 128 * 1024)
+    body_seconds: Annotated[
+        Seconds, About("seconds", "to the end of a request's body; then 408")
+    ] = setting("SOTTOVOCE_BODY_SECONDS", 10.0)
+    max_message_characters: Annotated[
+        Count, About("characters", "Unicode code points in one message")
+    ] = setting("SOTTOVOCE_MAX_MESSAGE_CHARACTERS", 8000)
+    max_sends_per_second: Annotated[
+        Count, About("messages per second, user and worker", "people type; bursts of twice pass")
+    ] = setting("SOTTOVOCE_MAX_SENDS_PER_SECOND", 50)
+    forwarded_hops: Annotated[
+        int,
+        Meta(ge=0, le=8),
+        About("proxies", "trusted ones that append to X-Forwarded-For, for the audit's address"),
+    ] = setting("SOTTOVOCE_FORWARDED_HOPS", 0)
+    trials: Annotated[bool, About("`true` or `false`", "whether `trialing` counts as active")] = (
+        setting("SOTTOVOCE_TRIALS", False)
+    )
+
+    # Storage
+    history_size: Annotated[
+        Annotated[int, Meta(ge=1, le=1000)],
+        About("messages", "of a channel kept in Redis, and sent to a stream without a cursor"),
+    ] = setting("SOTTOVOCE_HISTORY_SIZE", 50)
+    history_ttl_seconds: Annotated[
+        Count, About("seconds", "that Redis keeps a quiet channel's messages")
+    ] = setting("SOTTOVOCE_HISTORY_TTL_SECONDS", 24 * 3600)
+    access_cache_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=60)],
+        About("seconds", "that access and subscription are believed without a look"),
+    ] = setting("SOTTOVOCE_ACCESS_CACHE_SECONDS", 5.0)
+    store_seconds: Annotated[
+        Seconds, About("seconds", "for one request's storage work; then 503 with Retry-After")
+    ] = setting("SOTTOVOCE_STORE_SECONDS", 2.0)
+    poll_seconds: Annotated[
+        Seconds, About("seconds", "between looks at PostgreSQL while Redis is gone")
+    ] = setting("SOTTOVOCE_POLL_SECONDS", 0.25)
+    reconcile_seconds: Annotated[
+        Seconds, About("seconds", "between looks at PostgreSQL while Redis is well")
+    ] = setting("SOTTOVOCE_RECONCILE_SECONDS", 4.0)
+    db_connections: Annotated[
+        Annotated[int, Meta(ge=2, le=100)],
+        About("connections, per worker", "batches need few; two are kept for sends"),
+    ] = setting("SOTTOVOCE_DB_CONNECTIONS", 6)
+
+    # The process
+    log_format: Annotated[
+        Literal["json", "console"], About("name", "`json` for machines, `console` for people")
+    ] = setting("SOTTOVOCE_LOG_FORMAT", "json")
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], About("name", "sends and streams are `info`")
+    ] = setting("SOTTOVOCE_LOG_LEVEL", "info")
+
+    @property
+    def chat_enabled(self) -> bool:
+        return self.chat_feature == "true"
+
+    @property
+    def issuer(self) -> str:
+        """The `iss` of every session token, e.g. `https://clerk.example.com`.
+
+        Raises:
+            ValueError: the publishable key does not encode a host.
+        """
+        return issuer_of(self.clerk_publishable_key)
+
+    @property
+    def database_conninfo(self) -> dict[str, Any]:
+        """libpq's keywords; holds the password."""
+        return {
+            "host": self.db_host,
+            "port": self.db_port,
+            "user": self.db_user,
+            "password": self.db_password.reveal() or None,
+            "dbname": self.db_database,
+            "sslmode": self.db_sslmode,
+        }
+
+    def __repr__(self) -> str:
+        return "<Settings>"
+
+
+class SettingsError(ValueError):
+    """The environment is not usable.
+
+    Attributes:
+        findings: a line each; it names the setting and never repeats its value.
+    """
+
+    def __init__(self, findings: list[str]) -> None:
+        super().__init__(f"{len(findings)} settings are missing or wrong")
+        self.findings = findings
+
+
+def issuer_of(publishable_key: str) -> str:
+    """The issuer that a Clerk publishable key names.
+
+    The key is `pk_test_` or `pk_live_` and the base64 of the host and a `$`
+    (Clerk docs, "Publishable keys"). A test key of a loopback host means http, for `dev`.
+
+    Raises:
+        ValueError: it is not such a key.
+    """
+    kind, _, encoded = publishable_key.rpartition("_")
+    if kind not in ("pk_test", "pk_live"):
+        raise ValueError("not a Clerk publishable key")
+    try:
+        padded = encoded + "=" * (-len(encoded) % 4)
+        host = base64.b64decode(padded, validate=True).decode("ascii")
+    except (binascii.Error, UnicodeDecodeError):
+        raise ValueError("not a Clerk publishable key") from None
+    if not host.endswith("$") or not (host := host[:-1]) or urlsplit(f"//{host}").netloc != host:
+        raise ValueError("not a Clerk publishable key")
+    loopback = urlsplit(f"//{host}").hostname in ("127.0.0.1", "localhost")
+    return f"{'http' if loopback and kind == 'pk_test' else 'https'}://{host}"
+
+
+def load_settings(environ: Mapping[str, str]) -> Settings:
+    """Read the settings from an environment.
+
+    Raises:
+        SettingsError: with a finding for each setting that is missing or wrong, and for each
+            SOTTOVOCE_ name that no setting has.
+    """
+    values: dict[str, Any] = {}
+    findings: list[str] = []
+    hints = get_type_hints(Settings, include_extras=True)
+    fields = msgspec.structs.fields(Settings)
+    for field in fields:
+        name = field.encode_name
+        raw = environ.get(name, "")
+        if raw == "":
+            if field.required:
+                findings.append(f"{name} is missing: {_about(hints[field.name]).reason}")
+            continue
+        try:
+            values[field.name] = _convert(raw, hints[field.name])
+        except msgspec.ValidationError:
+            findings.append(f"{name} is wrong: expected {_expected(hints[field.name])}")
+    known = {field.encode_name for field in fields} | {"SOTTOVOCE_TOKEN"}
+    findings += [
+        f"{name} is not a setting: is it misspelt?"
+        for name in sorted(environ)
+        if name.startswith("SOTTOVOCE_") and name not in known
+    ]
+    if "clerk_publishable_key" in values:
+        try:
+            issuer_of(values["clerk_publishable_key"])
+        except ValueError:
+            findings.append("NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY is wrong: it does not name a host")
+    if (url := values.get("redis_url")) and not url.reveal().startswith(("redis://", "rediss://")):
+        findings.append("UPSTASH_REDIS_URL is wrong: expected redis:// or rediss://")
+    if findings:
+        raise SettingsError(findings)
+    return Settings(**values)
+
+
+def _convert(raw: str, kind: Any) -> Any:
+    if kind is Secret or get_args(kind)[:1] == (Secret,):
+        return Secret(raw)
+    if get_origin(get_args(kind)[0]) is tuple:
+        return tuple(part.strip() for part in raw.split(",") if part.strip())
+    return msgspec.convert(raw, kind, strict=False)
+
+
+def _about(kind: Any) -> About:
+    return next(extra for extra in get_args(kind) if isinstance(extra, About))
+
+
+def _expected(kind: Any) -> str:
+    base, *extras = get_args(kind)
+    if get_origin(base) is Literal:
+        return "one of " + ", ".join(get_args(base))
+    limits = [
+        f"{sign} {limit:g}"
+        for extra in extras
+        if isinstance(extra, Meta)
+        for sign, limit in (("≥", extra.ge), ("≤", extra.le), (">", extra.gt))
+        if limit is not None
+    ]
+    return " ".join([base.__name__, *limits])
+
+
+def describe_settings() -> Iterator[tuple[str, str, str, str]]:
+    """(environment variable, default, unit, reason) of every setting, for the README."""
+    hints = get_type_hints(Settings, include_extras=True)
+    for field in msgspec.structs.fields(Settings):
+        about = _about(hints[field.name])
+        yield field.encode_name, _show_default(field), about.unit, about.reason
+
+
+def _show_default(field: msgspec.structs.FieldInfo) -> str:
+    if field.required:
+        return "required"
+    default = field.default
+    if default in ("", (), Secret("")):
+        return "empty"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"

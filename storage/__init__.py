@@ -1,0 +1,1 @@
+"""Redis first, PostgreSQL behind it."""
