@@ -1,1 +1,4 @@
-"""Capacity planning and side-by-side runs. Starts the server as a subprocess; imports protocol only."""
+"""Capacity planning and side-by-side runs.
+
+Starts the server as a subprocess; imports protocol only.
+"""

@@ -3,7 +3,7 @@
 import msgspec
 
 
-class Confidential(msgspec.Struct):
+class Confidential(msgspec.Struct, frozen=True):
     """A struct whose repr is its type alone, so that no log line or traceback can print it."""
 
     def __repr__(self) -> str:

@@ -50,20 +50,24 @@ def chunk(data: bytes) -> bytes:
 
 
 def encode_event(
-    data: bytes | str, *, event: str | None = None, id: str | None = None, retry: int | None = None
+    data: bytes | str,
+    *,
+    event: str | None = None,
+    event_id: str | None = None,
+    retry: int | None = None,
 ) -> bytes:
     """Any event, also one whose data has line breaks.
 
     Args:
         event: its name, without line breaks; None for one that `onmessage` gets.
-        id: without NUL or line breaks; an empty one makes the client forget its last id.
+        event_id: its `id:`, without NUL or line breaks; an empty one makes the client forget its last id.
         retry: milliseconds that the client waits before it reconnects.
     """
     lines: list[bytes] = []
     if event is not None:
         lines.append(b"event: " + event.encode())
-    if id is not None:
-        lines.append(b"id: " + id.encode())
+    if event_id is not None:
+        lines.append(b"id: " + event_id.encode())
     if retry is not None:
         lines.append(b"retry: %d" % retry)
     raw = data.encode() if isinstance(data, str) else data
@@ -79,7 +83,7 @@ def connected_event(channel_id: int, timestamp: int, *, retry: int) -> bytes:
 
 def reset_event(channel_id: int) -> bytes:
     """The empty id makes the client forget the cursor that was refused."""
-    return encode_event(_encode(Reset(channel_id)), event=RESET, id="")
+    return encode_event(_encode(Reset(channel_id)), event=RESET, event_id="")
 
 
 def closing_event(reason: ClosingReason, *, retry: int | None = None) -> bytes:
