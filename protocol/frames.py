@@ -60,7 +60,8 @@ def encode_event(
 
     Args:
         event: its name, without line breaks; None for one that `onmessage` gets.
-        event_id: its `id:`, without NUL or line breaks; an empty one makes the client forget its last id.
+        event_id: its `id:`, without NUL or line breaks; an empty one makes the
+            client forget its last one.
         retry: milliseconds that the client waits before it reconnects.
     """
     lines: list[bytes] = []

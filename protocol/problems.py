@@ -5,7 +5,6 @@ The sentence is fixed for each code. A problem repeats nothing that the client s
 
 from typing import NamedTuple
 
-
 from protocol.confidential import Confidential
 
 UPGRADE_URL = "/billing"
