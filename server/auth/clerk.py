@@ -1,0 +1,254 @@
+"""Clerk's session tokens: what is believed, for how long, and why one is refused.
+
+PyJWT checks the signature. The claims are decoded into a typed struct and checked here, by our
+clock: PyJWT takes `"exp": "9999999999"` for a number and asks the machine for the time.
+"""
+
+import contextlib
+import hashlib
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import jwt
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from msgspec import Meta
+
+from protocol.confidential import Confidential
+from server.auth.jwks import KeySource, UnknownKey
+
+MAX_TOKEN_CHARACTERS = 8 * 1024
+"""Clerk's own are about 1 kB; a browser's cookie holds 4 kB at most."""
+
+LEEWAY_SECONDS = 5.0
+"""Between the issuer's clock and ours; what Clerk's own SDKs allow."""
+
+MAX_CACHED = 20_000
+"""Tokens, about 1 kB each: as many as one worker may hold streams."""
+
+BELIEVED_SECONDS = 60.0
+"""That a signature is believed without another look. A key that left the JWKS is out once the
+set is read again, and its tokens this much later. Clerk's tokens live no longer anyway."""
+
+_SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_FOREIGN_KEY_HEADERS = frozenset({"jku", "jwk", "x5u", "x5c", "crit", "b64"})
+"""Headers by which a token brings its own key, or its own rules."""
+
+
+class Refusal(StrEnum):
+    """Why a token is refused: for the log and the audit; the client is only told 401."""
+
+    MALFORMED = "malformed"
+    """Not three base64url parts with JSON inside."""
+    TOO_LONG = "too_long"
+    ALGORITHM = "algorithm"
+    """Anything but RS256."""
+    HEADER = "header"
+    """It brings its own key, asks for an extension, or is not typed as a JWT."""
+    UNKNOWN_KEY = "unknown_key"
+    SIGNATURE = "signature"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not_yet_valid"
+    ISSUED_IN_FUTURE = "issued_in_future"
+    ISSUER = "issuer"
+    AUTHORIZED_PARTY = "authorized_party"
+    """`azp` is not configured, or absent where some are configured."""
+    PENDING = "pending"
+    """The session still waits for a task of its user, such as choosing an organisation."""
+    CLAIMS = "claims"
+    """A claim is missing or not of its type, or the version is neither 1 nor 2."""
+
+
+class TokenRefused(Exception):  # noqa: N818
+    """The token is not believed. It carries the reason, and nothing of the token."""
+
+    def __init__(self, reason: Refusal) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class Claims(Confidential, frozen=True, kw_only=True):
+    """What a verified token says."""
+
+    subject: str
+    """`sub`: the user's Clerk id."""
+    session_id: str | None
+    """`sid`."""
+    expires_at: float
+    """`exp`, in seconds since the epoch, without leeway."""
+    actor: str | None
+    """`act.sub`: who acts as the subject, when impersonated."""
+
+
+# No control characters: PostgreSQL's text takes no NUL, and these end up in the audit.
+Identifier = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
+
+
+class _Actor(Confidential, frozen=True):
+    sub: Identifier
+
+
+class _Payload(Confidential, frozen=True, kw_only=True):
+    """The claims that are looked at, by the types they must have.
+
+    msgspec takes neither a bool nor a string for a float, and JSON has no NaN; `1e999` is out
+    of its range. So each time here is a finite number.
+    """
+
+    exp: float
+    iat: float
+    sub: Identifier
+    iss: str = ""
+    nbf: float | None = None
+    sid: Identifier | None = None
+    azp: str | None = None
+    sts: str | None = None
+    v: Literal[1, 2] | None = None
+    act: _Actor | None = None
+
+
+class TokenVerifier:
+    """Verifies session tokens, each signature once a minute at most.
+
+    Args:
+        keys: where the issuer's public keys come from.
+        issuer: what `iss` must be, to the letter.
+        authorized_parties: what `azp` may be; empty: `azp` is not looked at.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        keys: KeySource,
+        *,
+        issuer: str,
+        authorized_parties: tuple[str, ...],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._keys = keys
+        self._issuer = issuer
+        self._parties = frozenset(authorized_parties)
+        self._clock = clock
+        self._jws = jwt.PyJWS(algorithms=["RS256"])
+        self._decode = msgspec.json.Decoder(_Payload).decode
+        # SHA-256 of a verified token -> (its claims, until when they are believed), the least
+        # recently used first. Never the token: a memory dump should hold no credentials.
+        self._believed: OrderedDict[bytes, tuple[Claims, float]] = OrderedDict()
+
+    async def verify(self, token: str) -> Claims:
+        """The claims of a token that is valid now.
+
+        A token that was seen within the last minute is answered without a checkpoint.
+
+        Raises:
+            TokenRefused: with the reason.
+            KeysUnavailable: the keys to judge it by cannot be had now.
+        """
+        if len(token) > MAX_TOKEN_CHARACTERS:
+            raise TokenRefused(Refusal.TOO_LONG)
+        if _SHAPE.fullmatch(token) is None:
+            raise TokenRefused(Refusal.MALFORMED)
+        digest = hashlib.sha256(token.encode("ascii")).digest()
+        if (claims := self._recall(digest)) is not None:
+            return claims
+        kid = self._check_header(token)
+        try:
+            key = await self._keys.key(kid)
+        except UnknownKey:
+            key = None
+        if key is None:
+            raise TokenRefused(Refusal.UNKNOWN_KEY)
+        claims = self._check_claims(self._signed_payload(token, key))
+        self._remember(digest, claims)
+        return claims
+
+    # Foreign exceptions may quote the token. So ours are raised outside their `except` blocks:
+    # then not even `__context__` leads back to them.
+
+    def _check_header(self, token: str) -> str | None:
+        """The `kid`, of a header that asks for nothing but RS256."""
+        header: dict[str, Any] | None = None
+        refusal = Refusal.MALFORMED
+        try:
+            # PyJWT's parser, since PyJWT reads the header again for the signature: of two
+            # members with one name both readings take the last.
+            header = self._jws.get_unverified_header(token)
+        except jwt.DecodeError:
+            pass
+        except jwt.InvalidTokenError:  # a kid that is no string, a crit that is unknown
+            refusal = Refusal.HEADER
+        except (ValueError, RecursionError):
+            pass
+        if header is None:
+            raise TokenRefused(refusal)
+        if header.get("alg") != "RS256":
+            raise TokenRefused(Refusal.ALGORITHM)
+        kid, typ = header.get("kid"), header.get("typ", "JWT")
+        if (
+            not _FOREIGN_KEY_HEADERS.isdisjoint(header)
+            or not isinstance(kid, str | None)
+            or not isinstance(typ, str)
+            or typ.upper() != "JWT"
+        ):
+            raise TokenRefused(Refusal.HEADER)
+        return kid
+
+    def _signed_payload(self, token: str, key: RSAPublicKey) -> bytes:
+        payload: bytes | None = None
+        with contextlib.suppress(jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            payload = self._jws.decode_complete(token, key, algorithms=["RS256"])["payload"]
+        if payload is None:
+            raise TokenRefused(Refusal.SIGNATURE)
+        return payload
+
+    def _check_claims(self, signed: bytes) -> Claims:
+        payload: _Payload | None = None
+        refusal = Refusal.MALFORMED
+        try:
+            payload = self._decode(signed)
+        except msgspec.ValidationError:
+            refusal = Refusal.CLAIMS
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            pass
+        if payload is None:
+            raise TokenRefused(refusal)
+        now = self._clock()
+        if payload.iss != self._issuer:
+            raise TokenRefused(Refusal.ISSUER)
+        if now >= payload.exp + LEEWAY_SECONDS:
+            raise TokenRefused(Refusal.EXPIRED)
+        if payload.nbf is not None and payload.nbf > now + LEEWAY_SECONDS:
+            raise TokenRefused(Refusal.NOT_YET_VALID)
+        if payload.iat > now + LEEWAY_SECONDS:
+            raise TokenRefused(Refusal.ISSUED_IN_FUTURE)
+        if self._parties and payload.azp not in self._parties:
+            raise TokenRefused(Refusal.AUTHORIZED_PARTY)
+        if payload.sts == "pending":
+            raise TokenRefused(Refusal.PENDING)
+        return Claims(
+            subject=payload.sub,
+            session_id=payload.sid,
+            expires_at=payload.exp,
+            actor=payload.act.sub if payload.act else None,
+        )
+
+    def _recall(self, digest: bytes) -> Claims | None:
+        entry = self._believed.get(digest)
+        if entry is None:
+            return None
+        claims, until = entry
+        if self._clock() >= until:
+            del self._believed[digest]
+            return None
+        self._believed.move_to_end(digest)
+        return claims
+
+    def _remember(self, digest: bytes, claims: Claims) -> None:
+        until = min(claims.expires_at + LEEWAY_SECONDS, self._clock() + BELIEVED_SECONDS)
+        self._believed[digest] = (claims, until)
+        if len(self._believed) > MAX_CACHED:
+            self._believed.popitem(last=False)
