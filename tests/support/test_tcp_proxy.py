@@ -1,0 +1,129 @@
+"""The proxy does what the failure tests believe of it."""
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from tests.support.tcp_proxy import TcpProxy, open_proxy
+
+
+@asynccontextmanager
+async def proxy_before_an_echo() -> AsyncIterator[TcpProxy]:
+    async def echo(stream: trio.SocketStream) -> None:
+        try:
+            async for data in stream:
+                await stream.send_all(data)
+        except trio.BrokenResourceError:
+            pass
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, echo, listeners)
+        async with open_proxy("127.0.0.1", listeners[0].socket.getsockname()[1]) as proxy:
+            with trio.fail_after(10):
+                yield proxy
+        nursery.cancel_scope.cancel()
+
+
+async def connect(proxy: TcpProxy) -> trio.SocketStream:
+    return await trio.open_tcp_stream("127.0.0.1", proxy.port)
+
+
+async def ask(stream: trio.SocketStream, words: bytes) -> bytes:
+    await stream.send_all(words)
+    answer = b""
+    while len(answer) < len(words):
+        data = await stream.receive_some()
+        assert data, "the stream ended early"
+        answer += data
+    return answer
+
+
+async def test_it_passes_everything_both_ways_and_the_end_too():
+    words = bytes(range(256)) * 4000  # many chunks
+    async with proxy_before_an_echo() as proxy, await connect(proxy) as stream:
+        answer = b""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, words)
+            while len(answer) < len(words):
+                answer += await stream.receive_some()
+        assert answer == words
+        await stream.send_eof()
+        assert await stream.receive_some() == b""
+        assert proxy.accepted == 1
+        await wait_all_tasks_blocked(0.05)
+        assert proxy.open_connections == 0
+
+
+async def test_a_cut_resets_what_is_open_and_refuses_what_comes_until_it_resumes():
+    async with proxy_before_an_echo() as proxy:
+        async with await connect(proxy) as stream:
+            assert await ask(stream, b"before") == b"before"
+            proxy.cut()
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+        for _ in range(3):
+            with pytest.raises(OSError, match="connect"):
+                await connect(proxy)
+        proxy.cut()
+        port = proxy.port
+        proxy.resume()
+        assert proxy.port == port
+        async with await connect(proxy) as stream:
+            assert await ask(stream, b"after") == b"after"
+        assert proxy.accepted == 2
+
+
+async def test_a_stall_holds_both_directions_and_loses_nothing():
+    async with proxy_before_an_echo() as proxy, await connect(proxy) as old:
+        assert await ask(old, b"before") == b"before"
+        proxy.stall()
+        async with await connect(proxy) as new:
+            for stream in (old, new):
+                await stream.send_all(b"held")
+                with trio.move_on_after(0.05) as scope:
+                    await stream.receive_some()
+                assert scope.cancelled_caught
+            proxy.resume()
+            for stream in (old, new):
+                assert await stream.receive_some() == b"held"
+
+
+async def test_a_stalled_connection_can_be_cut():
+    async with proxy_before_an_echo() as proxy, await connect(proxy) as stream:
+        proxy.stall()
+        await stream.send_all(b"lost")
+        proxy.cut()
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+
+
+async def test_a_delay_holds_each_piece_in_both_directions():
+    async with proxy_before_an_echo() as proxy, await connect(proxy) as stream:
+        proxy.delay = 0.05
+        began = trio.current_time()
+        assert await ask(stream, b"late") == b"late"
+        assert trio.current_time() - began >= 0.1
+
+
+async def test_a_server_that_does_not_answer_ends_the_clients_connection():
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # and does not listen
+        async with open_proxy(*deaf.getsockname()) as proxy, await connect(proxy) as stream:
+            with trio.fail_after(10):
+                assert await stream.receive_some() == b""
+
+
+async def test_leaving_the_block_ends_connections_and_frees_the_port():
+    async with proxy_before_an_echo() as proxy:
+        stream = await connect(proxy)
+        await ask(stream, b"open")
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.receive_some()
+    await stream.aclose()
+    with pytest.raises(OSError, match="connect"):
+        await connect(proxy)
