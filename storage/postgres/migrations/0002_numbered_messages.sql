@@ -77,56 +77,55 @@ BEGIN
 END
 $$;
 
--- Number the channels that are not 1, 2, 3, … already. Negative first: there may be a unique
--- index on (channel_id, seq), which looks at every row as it changes.
-UPDATE chat_messages AS message SET seq = -numbered.seq
+-- Forget numbers that are not 1, 2, 3, … on their channel, so that it is numbered anew.
+ALTER TABLE chat_messages ALTER seq DROP NOT NULL;
+
+UPDATE chat_messages SET seq = NULL
+WHERE seq IS NOT NULL AND channel_id IN (
+    SELECT channel_id FROM chat_messages GROUP BY channel_id
+    HAVING min(seq) <> 1 OR max(seq) <> count(*) OR count(DISTINCT seq) <> count(*)
+);
+
+-- Everything in one pass: at a second one PostgreSQL would look up every row's foreign keys.
+-- Messages without a time come first, and the channel's oldest time keeps them there. An address
+-- that two users share tells nothing about who wrote.
+UPDATE chat_messages AS message SET
+    seq = coalesce(message.seq, told.place),
+    message_id = coalesce(message.message_id, gen_random_uuid()),
+    sender_id = coalesce(message.sender_id, told.author_id),
+    message_type = coalesce(message.message_type, 'STANDARD'),
+    status = coalesce(message.status, 'SENT'),
+    created_at = coalesce(message.created_at, told.oldest, now())
 FROM (
-    SELECT id, row_number() OVER (PARTITION BY channel_id ORDER BY created_at NULLS FIRST, id) AS seq
-    FROM chat_messages
-    WHERE channel_id IN (
-        SELECT channel_id FROM chat_messages GROUP BY channel_id
-        HAVING min(seq) <> 1 OR max(seq) <> count(*) OR count(DISTINCT seq) <> count(*)
-    )
-) AS numbered
-WHERE message.id = numbered.id;
-
-UPDATE chat_messages SET seq = -seq WHERE seq < 0;
-
-UPDATE chat_messages SET
-    message_id = coalesce(message_id, gen_random_uuid()),
-    message_type = coalesce(message_type, 'STANDARD'),
-    status = coalesce(status, 'SENT')
-WHERE message_id IS NULL OR message_type IS NULL OR status IS NULL;
-
--- An address that two users share tells nothing about who wrote.
-UPDATE chat_messages AS message SET sender_id = author.id
-FROM (
-    SELECT lower(email) AS email, min(id) AS id FROM users
-    GROUP BY lower(email) HAVING count(*) = 1
-) AS author
-WHERE message.sender_id IS NULL AND lower(message.author_email) = author.email;
-
--- Messages without a time were numbered first: the channel's oldest time keeps them there.
-UPDATE chat_messages AS message SET created_at = coalesce(known.oldest, channel.created_at, now())
-FROM chat_channels AS channel,
-    (SELECT channel_id, min(created_at) AS oldest FROM chat_messages GROUP BY channel_id) AS known
-WHERE message.created_at IS NULL
-    AND channel.id = message.channel_id AND known.channel_id = message.channel_id;
-
-UPDATE chat_channels SET
-    last_seq = 0,
-    therapist_unread = coalesce(therapist_unread, 0),
-    prospect_unread = coalesce(prospect_unread, 0);
+    SELECT old.id, author.id AS author_id,
+        row_number() OVER (PARTITION BY channel_id ORDER BY old.created_at NULLS FIRST, old.id)
+            AS place,
+        coalesce(min(old.created_at) OVER (PARTITION BY channel_id), channel.created_at) AS oldest
+    FROM chat_messages AS old
+    JOIN chat_channels AS channel ON channel.id = channel_id
+    LEFT JOIN (
+        SELECT lower(email) AS email, min(id) AS id FROM users
+        GROUP BY lower(email) HAVING count(*) = 1
+    ) AS author ON author.email = lower(author_email)
+) AS told
+WHERE told.id = message.id AND (
+    message.seq IS NULL OR message.message_id IS NULL OR message.message_type IS NULL
+    OR message.status IS NULL OR message.created_at IS NULL
+    OR message.sender_id IS NULL AND told.author_id IS NOT NULL
+);
 
 UPDATE chat_channels AS channel SET
-    last_seq = newest.seq,
+    last_seq = coalesce(newest.seq, 0),
+    therapist_unread = coalesce(channel.therapist_unread, 0),
+    prospect_unread = coalesce(channel.prospect_unread, 0),
     last_message_at = coalesce(channel.last_message_at, newest.created_at),
     last_message_preview = left(newest.content, 100)
-FROM (
+FROM chat_channels AS same
+LEFT JOIN (
     SELECT DISTINCT ON (channel_id) channel_id, seq, created_at, content
     FROM chat_messages ORDER BY channel_id, seq DESC
-) AS newest
-WHERE channel.id = newest.channel_id;
+) AS newest ON newest.channel_id = same.id
+WHERE same.id = channel.id;
 
 ALTER TABLE chat_channels
     ALTER last_seq SET DEFAULT 0, ALTER last_seq SET NOT NULL,
