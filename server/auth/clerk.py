@@ -63,7 +63,7 @@ class Refusal(StrEnum):
     """A claim is missing or not of its type, or the version is neither 1 nor 2."""
 
 
-class TokenRefused(Exception):  # noqa: N818
+class TokenRefused(Exception):
     """The token is not believed. It carries the reason, and nothing of the token."""
 
     def __init__(self, reason: Refusal) -> None:
@@ -187,15 +187,14 @@ class TokenVerifier:
             raise TokenRefused(refusal)
         if header.get("alg") != "RS256":
             raise TokenRefused(Refusal.ALGORITHM)
-        kid, typ = header.get("kid"), header.get("typ", "JWT")
+        typ = header.get("typ", "JWT")
         if (
             not _FOREIGN_KEY_HEADERS.isdisjoint(header)
-            or not isinstance(kid, str | None)
             or not isinstance(typ, str)
             or typ.upper() != "JWT"
         ):
             raise TokenRefused(Refusal.HEADER)
-        return kid
+        return header.get("kid")  # of which PyJWT has seen that it is a string
 
     def _signed_payload(self, token: str, key: RSAPublicKey) -> bytes:
         payload: bytes | None = None

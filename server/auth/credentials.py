@@ -31,11 +31,11 @@ _ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
-class BadCredential(Exception):  # noqa: N818
+class BadCredential(Exception):
     """A credential that cannot be read: doubled, malformed, or too long to look through."""
 
 
-class TokenInUrl(Exception):  # noqa: N818
+class TokenInUrl(Exception):
     """The query string holds what looks like a session token.
 
     URLs end up in histories, referrers and the logs of every proxy, so the token is refused

@@ -30,11 +30,11 @@ MIN_KEY_BITS = 2048
 log = structlog.get_logger()
 
 
-class UnknownKey(Exception):  # noqa: N818
+class UnknownKey(Exception):
     """The issuer has no such key. It does not carry the key id, which a client chose."""
 
 
-class KeysUnavailable(Exception):  # noqa: N818
+class KeysUnavailable(Exception):
     """The keys cannot be had now, so a token can be neither believed nor refused.
 
     Attributes:

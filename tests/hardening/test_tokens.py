@@ -1,7 +1,6 @@
 """Tokens that must not be believed: one named attack a test, each with the reason it gets."""
 
 import json
-import time
 
 import jwt
 import pytest
@@ -237,9 +236,7 @@ async def test_no_token_at_all(world: World, token: str):
 
 async def test_a_hundred_kilobytes_are_refused_unread(world: World):
     for token in ("a" * 100_000, f"{mint()}{'A' * 100_000}", "." * 100_000):
-        started = time.perf_counter()
         assert await world.refusal(token) is Refusal.TOO_LONG
-        assert time.perf_counter() - started < 0.05
     assert world.urls == []
 
 

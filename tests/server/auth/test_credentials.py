@@ -3,9 +3,10 @@ import time
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.auth import credentials
 from server.auth.credentials import (
     MAX_QUERY_BYTES,
     TOKEN_PARAMETERS,
@@ -106,6 +107,7 @@ def test_a_cookie_that_only_holds_ours_in_its_value_is_not_ours():
     assert find(("cookie", 'a="; __session=x')) == Credential("cookie", "x")
 
 
+@settings(deadline=None)  # other work shares this machine
 @given(st.lists(st.binary(max_size=60), max_size=4))
 def test_any_bytes_are_cookies_or_none(values: list[bytes]):
     for name, value in parse_cookies(values).items():
@@ -186,14 +188,15 @@ def test_a_query_string_too_long_to_look_through_is_bad():
 
 
 @pytest.mark.parametrize("unit", ["eyJ", "eyJ.", "eyJa.", "eyJa.a!", "&eyJ", "%", "&", "ey", "=&"])
-def test_no_query_string_takes_long_to_look_through(unit: str):
-    query = (unit * MAX_QUERY_BYTES)[:MAX_QUERY_BYTES]
-    started = time.perf_counter()
+def test_the_search_for_a_token_is_linear(unit: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(credentials, "MAX_QUERY_BYTES", 100_000)
+    started = time.process_time()
     with contextlib.suppress(TokenInUrl):
-        find(query=query)
-    assert time.perf_counter() - started < 0.1
+        find(query=(unit * 100_000)[:100_000])
+    assert time.process_time() - started < 1  # some seconds if it were quadratic
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_query_string_is_answered(query: bytes):
     try:
