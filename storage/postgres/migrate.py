@@ -20,11 +20,17 @@ Connection = psycopg.Connection[TupleRow]
 
 LOCK_KEY = 0x5077_0BCE  # any number that no other program uses on this database
 CONNECT_SECONDS = 5
-TABLE_LOCK_SECONDS = 10  # a lock that waits longer stops the main application behind it
-STATEMENT_SECONDS = 600  # numbering 10,000 old messages takes under one
 LOCK_POLL_SECONDS = 0.1
 
 _FILE = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+
+# A lock that is waited for longer stops the main application behind it. A million old messages
+# are numbered in well under the ten minutes. UTC is what old times without a zone are in.
+_SESSION = """
+SET lock_timeout = '10s';
+SET statement_timeout = '10min';
+SET TIME ZONE 'UTC';
+"""
 
 _BOOK = """
 CREATE TABLE IF NOT EXISTS chat_migrations (
@@ -79,10 +85,8 @@ def migrate(conninfo: str | dict[str, Any], *, wait_seconds: float = 60) -> list
     applied = []
     with _connected(conninfo) as connection:
         _lock(connection, wait_seconds)
-        try:
+        with _explained("chat_migrations cannot be made"):
             connection.execute(_BOOK)
-        except psycopg.Error as error:
-            raise MigrationError(0, "", error, "chat_migrations cannot be made") from None
         for migration in _missing(connection):
             _apply(connection, migration)
             applied.append(migration.name)
@@ -126,12 +130,22 @@ def _connected(conninfo: str | dict[str, Any]) -> Iterator[Connection]:
         text = conninfo
     else:
         text, keywords = "", keywords | conninfo
-    try:
+    with _explained("the database cannot be reached"):
         connection = psycopg.connect(text, autocommit=True, **keywords)
-    except psycopg.Error as error:
-        raise MigrationError(0, "", error, "the database cannot be reached") from None
     with connection:
+        with _explained("the session cannot be set up"):
+            connection.execute(_SESSION)
         yield connection
+
+
+@contextmanager
+def _explained(reason: str, migration: Migration | None = None) -> Iterator[None]:
+    """Turn psycopg's errors into ours, without what they say of rows and addresses."""
+    try:
+        yield
+    except psycopg.Error as error:
+        number, name = (migration.number, migration.name) if migration else (0, "")
+        raise MigrationError(number, name, error, reason) from None
 
 
 def _lock(connection: Connection, wait_seconds: float) -> None:
@@ -141,40 +155,30 @@ def _lock(connection: Connection, wait_seconds: float) -> None:
     snapshot and so keep vacuum from its work.
     """
     deadline = time.monotonic() + wait_seconds
-    try:
+    with _explained("the migration lock cannot be had"):
         while not _one(connection, "SELECT pg_try_advisory_lock(%s)", [LOCK_KEY]):
             if time.monotonic() > deadline:
                 raise MigrationError(0, "", None, "another migration is still running")
             time.sleep(LOCK_POLL_SECONDS)
-    except psycopg.Error as error:
-        raise MigrationError(0, "", error, "the migration lock cannot be had") from None
 
 
 def _missing(connection: Connection) -> list[Migration]:
-    try:
+    with _explained("chat_migrations cannot be read"):
         if _one(connection, "SELECT to_regclass('chat_migrations') IS NULL"):
             return migrations()
         rows = connection.execute("SELECT number FROM chat_migrations").fetchall()
-    except psycopg.Error as error:
-        raise MigrationError(0, "", error, "chat_migrations cannot be read") from None
     applied = {row[0] for row in rows}
     return [migration for migration in migrations() if migration.number not in applied]
 
 
 def _apply(connection: Connection, migration: Migration) -> None:
-    try:
-        with connection.transaction():
-            connection.execute("SET LOCAL TIME ZONE 'UTC'")  # what old times without one are in
-            connection.execute(f"SET LOCAL lock_timeout = '{TABLE_LOCK_SECONDS}s'")
-            connection.execute(f"SET LOCAL statement_timeout = '{STATEMENT_SECONDS}s'")
-            # Without parameters psycopg uses the simple protocol: a file may hold many statements.
-            connection.execute(migration.sql)
-            connection.execute(
-                "INSERT INTO chat_migrations (number, name) VALUES (%s, %s)",
-                [migration.number, migration.name],
-            )
-    except psycopg.Error as error:
-        raise MigrationError(*migration[:2], error, "nothing of it was applied") from None
+    with _explained("nothing of it was applied", migration), connection.transaction():
+        # Without parameters psycopg uses the simple protocol: a file may hold many statements.
+        connection.execute(migration.sql)
+        connection.execute(
+            "INSERT INTO chat_migrations (number, name) VALUES (%s, %s)",
+            [migration.number, migration.name],
+        )
 
 
 def _one(connection: Connection, sql: str, parameters: list[Any] | None = None) -> Any:

@@ -350,13 +350,30 @@ def test_an_error_shows_its_sqlstate_and_nothing_of_a_row(empty_database):
 
 def test_writers_are_not_waited_for_without_end(empty_database, monkeypatch):
     old_deployment(empty_database)
-    monkeypatch.setattr(migrate_module, "TABLE_LOCK_SECONDS", 0.1)
+    session = migrate_module._SESSION
+    monkeypatch.setattr(migrate_module, "_SESSION", session.replace("'10s'", "'0.1s'"))
     with psycopg.connect(**empty_database.conninfo) as writer:
         writer.execute("UPDATE chat_channels SET status = 'busy'")
         with pytest.raises(MigrationError) as caught:
             migrate(empty_database.conninfo)
     assert caught.value.sqlstate == "55P03"
     assert migrate(empty_database.conninfo) == NAMES[1:]
+
+
+def test_old_times_without_a_zone_are_read_as_utc_whatever_the_server_says(empty_database):
+    empty_database.execute("ALTER ROLE sottovoce SET timezone = 'America/New_York'")
+    try:
+        old_deployment(empty_database, INT)
+        empty_database.execute("ALTER TABLE chat_channels ALTER last_message_at TYPE timestamptz")
+        empty_database.execute("""
+            INSERT INTO chat_messages (channel_id, content, created_at)
+            VALUES (1, 'x', '2024-02-03 04:05:06')
+        """)
+        migrate(empty_database.conninfo)
+        row = "SELECT last_message_at = '2024-02-03 04:05:06Z' FROM chat_channels WHERE id = 1"
+        assert empty_database.execute(row) == [(True,)]
+    finally:
+        empty_database.execute("ALTER ROLE sottovoce RESET timezone")
 
 
 def test_another_running_migration_is_waited_for_and_not_without_end(empty_database):
