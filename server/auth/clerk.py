@@ -85,7 +85,7 @@ class Claims(Confidential, frozen=True, kw_only=True):
 
 
 # No control characters: PostgreSQL's text takes no NUL, and these end up in the audit.
-Identifier = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
+Identifier = Annotated[str, Meta(max_length=255, pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
 
 
 class _Actor(Confidential, frozen=True):
@@ -177,12 +177,10 @@ class TokenVerifier:
             # PyJWT's parser, since PyJWT reads the header again for the signature: of two
             # members with one name both readings take the last.
             header = self._jws.get_unverified_header(token)
-        except jwt.DecodeError:
+        except (jwt.DecodeError, RecursionError):  # the latter from PyJWT before 2.15
             pass
         except jwt.InvalidTokenError:  # a kid that is no string, a crit that is unknown
             refusal = Refusal.HEADER
-        except (ValueError, RecursionError):
-            pass
         if header is None:
             raise TokenRefused(refusal)
         if header.get("alg") != "RS256":
@@ -198,7 +196,7 @@ class TokenVerifier:
 
     def _signed_payload(self, token: str, key: RSAPublicKey) -> bytes:
         payload: bytes | None = None
-        with contextlib.suppress(jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        with contextlib.suppress(jwt.PyJWTError):
             payload = self._jws.decode_complete(token, key, algorithms=["RS256"])["payload"]
         if payload is None:
             raise TokenRefused(Refusal.SIGNATURE)

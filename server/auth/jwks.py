@@ -219,19 +219,16 @@ class RemoteKeys:
             raise UnknownKey
         if kid in self._keys and self._clock() < self._read_at + self._max_age:
             return self._keys[kid]
-        if self._may_read() and not (kid in self._keys and self._reading.locked()):
+        if not (kid in self._keys and self._reading.locked()):
             async with self._reading:
                 # Whoever waited for the lock takes the outcome of the read that held it.
-                if self._may_read():
+                if self._clock() >= self._next_read_at:
                     await self._read()
         if (key := self._keys.get(kid)) is not None:
             return key
         if self._failing:
             raise KeysUnavailable(max(1.0, self._next_read_at - self._clock()))
         raise UnknownKey
-
-    def _may_read(self) -> bool:
-        return self._clock() >= self._next_read_at
 
     async def _read(self) -> None:
         started = self._clock()

@@ -191,6 +191,20 @@ async def test_an_unknown_key_cannot_be_judged_while_the_endpoint_is_down(
     assert endpoint.reads == 2
 
 
+async def test_an_unknown_key_is_refused_again_once_the_endpoint_is_back(
+    autojump_clock: MockClock,
+):
+    endpoint = Endpoint(ONE)
+    endpoint.failure = httpx.ConnectError("down")
+    keys = endpoint.keys()
+    with pytest.raises(KeysUnavailable):
+        await keys.key("key-2")
+    endpoint.failure = None
+    await trio.sleep(30)
+    with pytest.raises(UnknownKey):
+        await keys.key("key-2")
+
+
 async def test_a_first_read_that_fails_is_tried_again_soon(autojump_clock: MockClock):
     endpoint = Endpoint(ONE)
     endpoint.failure = httpx.ConnectError("down")
@@ -347,15 +361,21 @@ def test_what_is_no_rsa_public_key_is_refused_without_being_repeated(pem: str):
 # A real server
 
 
+left_by_client = threading.Event()
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         match self.path:
             case "/.well-known/jwks.json":
                 self.answer(200, jwks_body(ONE))
             case "/huge":
-                self.answer(200, b" " * (MAX_JWKS_BYTES * 20))
+                try:  # far more than the socket's buffers hold
+                    self.answer(200, *[b" " * MAX_JWKS_BYTES] * 256)
+                except OSError:
+                    left_by_client.set()
             case "/moved":
-                self.answer(302, b"", ("Location", "/.well-known/jwks.json"))
+                self.answer(302, location="/.well-known/jwks.json")
             case "/slow":
                 self.send_response(200)
                 self.end_headers()
@@ -366,14 +386,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             case _:
                 self.answer(500, jwks_body(ONE))
 
-    def answer(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
+    def answer(self, status: int, *parts: bytes, location: str = "") -> None:
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in headers:
-            self.send_header(name, value)
+        self.send_header("Content-Length", str(sum(map(len, parts))))
+        self.send_header("Location", location)
         self.end_headers()
-        with contextlib.suppress(OSError):
-            self.wfile.write(body)
+        for part in parts:
+            self.wfile.write(part)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         pass
@@ -399,6 +418,9 @@ async def test_keys_are_read_from_a_real_server(issuer: str):
 async def test_a_body_is_left_where_it_is_too_long(issuer: str):
     with pytest.raises(ValueError, match="too long"):
         await fetch_jwks(issuer + "/huge")
+    with trio.fail_after(5):
+        while not left_by_client.is_set():
+            await trio.sleep(0.01)
 
 
 @pytest.mark.parametrize("path", ["/moved", "/fault"])
