@@ -1,5 +1,6 @@
 """What the server answers, as WIRE.md lists it."""
 
+from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
@@ -102,3 +103,9 @@ class Ticket(_Reply, frozen=True, kw_only=True):
     ticket: str
     expires_in: int
     """Seconds."""
+
+
+def timestamp(ms: int) -> str:
+    """Milliseconds since the epoch as ISO 8601 in UTC: `2026-11-22T21:15:29.123Z`."""
+    moment = datetime.fromtimestamp(ms // 1000, UTC).replace(tzinfo=None)
+    return f"{moment.isoformat()}.{ms % 1000:03d}Z"

@@ -149,7 +149,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = setting("SOTTOVOCE_ACCESS_CACHE_SECONDS", 5.0)
     store_seconds: Annotated[
         Seconds, About("seconds", "for one request's storage work; then 503 with Retry-After")
-    ] = setting("SOTTOVOCE_STORE_SECONDS", 2.0)
+    ] = setting("SOTTOVOCE_STORE_SECONDS", 1.5)
     poll_seconds: Annotated[
         Seconds, About("seconds", "between looks at PostgreSQL while Redis is gone")
     ] = setting("SOTTOVOCE_POLL_SECONDS", 0.25)
@@ -158,8 +158,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = setting("SOTTOVOCE_RECONCILE_SECONDS", 4.0)
     db_connections: Annotated[
         Annotated[int, Meta(ge=2, le=100)],
-        About("connections, per worker", "batches need few; two are kept for sends"),
-    ] = setting("SOTTOVOCE_DB_CONNECTIONS", 6)
+        About("connections, per worker", "each batch uses one: sends and reads need few"),
+    ] = setting("SOTTOVOCE_DB_CONNECTIONS", 8)
 
     # The process
     log_format: Annotated[

@@ -1,1 +1,1 @@
-""""""
+"""PostgreSQL, the system of record: connections, statements by name, migrations."""

@@ -1,0 +1,30 @@
+"""What the storage layer counts. Labels name statements and dependencies, never people."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+POSTGRES_SECONDS = Histogram(
+    "sottovoce_postgres_seconds",
+    "Time of one PostgreSQL statement",
+    ["statement"],
+    buckets=_SECONDS,
+)
+REDIS_SECONDS = Histogram(
+    "sottovoce_redis_seconds", "Time of one Redis pipeline", ["operation"], buckets=_SECONDS
+)
+DEPENDENCY_UP = Gauge(
+    "sottovoce_dependency_up",
+    "1 while a dependency answers, the least of all workers",
+    ["dependency"],
+    multiprocess_mode="livemin",
+)
+HISTORY_READS = Counter(
+    "sottovoce_history_reads", "Pages of messages read, by where they came from", ["source"]
+)
+REDIS_WRITES_DROPPED = Counter(
+    "sottovoce_redis_writes_dropped", "Messages not put into Redis: it was down or behind"
+)
+AUDIT_ROWS_LOST = Counter(
+    "sottovoce_audit_rows_lost", "Audit rows that could not be written within their time"
+)

@@ -1,0 +1,228 @@
+"""A few connections to PostgreSQL, and what its failures mean.
+
+psycopg_pool waits on asyncio's terms, and a cancelled psycopg query waits for the server to
+confirm: against a server that hangs both outlast our limits. Here the waits are Trio's, and a
+statement that is over its time has its socket shut down, which ends it at once.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+import structlog
+import trio
+
+from storage.breaker import Breaker, Event
+from storage.bridge import Bridge
+from storage.contract import StoreUnavailable
+from storage.failures import describe
+from storage.metrics import POSTGRES_SECONDS
+from storage.postgres.queries import QUERIES
+
+log = structlog.get_logger("storage")
+
+Row = tuple[Any, ...]
+Connection = psycopg.AsyncConnection[Row]
+
+LOCK_TIMEOUT_SECONDS = 1.0
+"""For the few statements that wait for a row's lock; appends never wait."""
+SLOW_SECONDS = 0.5
+"""A statement that takes longer is logged by name."""
+
+_UNAVAILABLE = ("08", "57", "53", "25006", "58")
+"""SQLSTATE classes of a server that cannot serve: connection, operator intervention (shutdown,
+crash, cancel), resources, read-only (a standby), system error. PostgreSQL docs, Appendix A."""
+_BUSY = ("55P03", "40001", "40P01")
+"""Lock not available, serialization failure, deadlock."""
+
+
+class StatementFailed(Exception):
+    """A statement was refused: a defect of ours, or data that does not fit.
+
+    Attributes:
+        sqlstate: PostgreSQL's code. The text is left out: it may repeat values.
+    """
+
+    def __init__(self, name: str, sqlstate: str | None) -> None:
+        super().__init__(f"statement {name} failed with {sqlstate}")
+        self.sqlstate = sqlstate
+
+
+class Pool:
+    """Runs named statements, each in its own transaction.
+
+    Args:
+        conninfo: libpq's keywords and values.
+        size: connections at most.
+        seconds: for one statement, connecting included.
+    """
+
+    def __init__(
+        self,
+        bridge: Bridge,
+        conninfo: Mapping[str, Any],
+        *,
+        breaker: Breaker,
+        size: int,
+        seconds: float,
+    ) -> None:
+        self._bridge = bridge
+        self._breaker = breaker
+        self._seconds = seconds
+        self._conninfo = {
+            **conninfo,
+            "application_name": "sottovoce",
+            "connect_timeout": max(2, round(seconds)),
+            "tcp_user_timeout": round(seconds * 1000),
+            "keepalives_idle": 30,
+        }
+        self._idle: list[Connection] = []
+        self._free = trio.Semaphore(size)
+
+    async def fetch(
+        self,
+        name: str,
+        params: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        seconds: float | None = None,
+    ) -> list[Row]:
+        """Run the statement `name` and commit it.
+
+        A connection that breaks is replaced and the statement asked once more, so every
+        statement here must bear being run twice.
+
+        Raises:
+            StoreUnavailable: PostgreSQL is down or hangs, no connection was free in time, or a
+                lock was not. Whether the statement was committed is then unknown.
+            StatementFailed: PostgreSQL refused it.
+        """
+        self._breaker.check()
+        deadline = trio.current_time() + (seconds or self._seconds)
+        with POSTGRES_SECONDS.labels(name).time():
+            rows = await self._try(name, params, deadline)
+            if rows is None:
+                rows = await self._try(name, params, deadline)
+        if rows is None:
+            raise StoreUnavailable
+        self._breaker.record(Event.SUCCEEDED)
+        return rows
+
+    async def probe(self) -> bool:
+        """Whether PostgreSQL answers on a new connection. Never raises."""
+        self._discard_idle()
+        deadline = trio.current_time() + min(1.0, self._seconds)
+        try:
+            rows = await self._try("ping", (), deadline)
+        except (StoreUnavailable, StatementFailed):
+            return False
+        self._breaker.record(Event.SUCCEEDED if rows else Event.FAILED)
+        return rows is not None
+
+    def close(self) -> None:
+        self._discard_idle()
+
+    async def _try(
+        self, name: str, params: Sequence[Any] | Mapping[str, Any], deadline: float
+    ) -> list[Row] | None:
+        """One try; None if the connection broke."""
+        scope = trio.CancelScope(deadline=deadline)
+        with scope:
+            await self._free.acquire()
+        if scope.cancelled_caught:  # everybody else is slow: no news about the server
+            raise StoreUnavailable
+        connection: Connection | None = None
+        try:
+            connection = self._idle.pop() if self._idle else await self._connect(deadline)
+            started = trio.current_time()
+            # Not cancelled midway, but ended by its time: the timer in _execute shuts the
+            # socket down, which no server can hold up.
+            with trio.CancelScope(shield=True):
+                rows = await self._bridge.run(
+                    _execute, connection, QUERIES[name], params, deadline - started
+                )
+            if (took := trio.current_time() - started) > SLOW_SECONDS:
+                log.warning("postgres_slow", statement=name, seconds=round(took, 3))
+            return rows
+        except psycopg.Error as error:
+            self._judge(error, name)
+            return None
+        finally:
+            if connection is not None:
+                if connection.closed:
+                    self._discard_idle()  # they are as old as this one, or older
+                else:
+                    self._idle.append(connection)
+            self._free.release()
+
+    async def _connect(self, deadline: float) -> Connection:
+        scope = trio.CancelScope(deadline=deadline)
+        try:
+            with scope:
+                return await self._bridge.run(_connect, self._conninfo, self._seconds)
+        except psycopg.Error as error:
+            timed_out = isinstance(error, psycopg.errors.ConnectionTimeout)
+            self._failed(Event.FAILED if timed_out else Event.REFUSED, "connect", error)
+            raise StoreUnavailable from None
+        self._failed(Event.FAILED, "connect", trio.TooSlowError())
+        raise StoreUnavailable
+
+    def _judge(self, error: psycopg.Error, name: str) -> None:
+        """Returns if the connection broke, and the statement may be asked again.
+
+        Raises:
+            StoreUnavailable: asking again now would not help.
+            StatementFailed: the statement is at fault.
+        """
+        state = error.sqlstate
+        if state is None or state.startswith("57P"):  # broken off, shut down, killed
+            self._failed(Event.FAILED, name, error)
+            return
+        if state in _BUSY or state == "57014":  # a lock, or its time: no news about the server
+            log.warning("postgres_busy", statement=name, sqlstate=state)
+            raise StoreUnavailable from None
+        if state.startswith(_UNAVAILABLE):
+            self._failed(Event.FAILED, name, error)
+            raise StoreUnavailable from None
+        log.error("statement_failed", statement=name, sqlstate=state)
+        raise StatementFailed(name, state) from None
+
+    def _failed(self, event: Event, statement: str, error: Exception) -> None:
+        if self._breaker.up:  # while it is down, that was said once
+            log.warning("postgres_failed", statement=statement, **describe(error))
+        self._breaker.record(event)
+
+    def _discard_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().pgconn.finish()
+
+
+async def _connect(conninfo: dict[str, Any], seconds: float) -> Connection:
+    connection = await psycopg.AsyncConnection.connect(**conninfo, autocommit=True)
+    # Not in the startup packet's options, which connection poolers refuse.
+    await connection.execute(
+        f"SET timezone = 'UTC'; SET lock_timeout = {round(LOCK_TIMEOUT_SECONDS * 1000)};"
+        f"SET statement_timeout = {round(seconds * 1000)};"
+        f"SET idle_in_transaction_session_timeout = {round(seconds * 5000)}"
+    )
+    return connection
+
+
+async def _execute(
+    connection: Connection, query: bytes, params: Sequence[Any] | Mapping[str, Any], seconds: float
+) -> list[Row]:
+    timer = asyncio.get_running_loop().call_later(max(seconds, 0), _sever, connection)
+    try:
+        cursor = await connection.execute(query, params)
+        return await cursor.fetchall()
+    finally:
+        timer.cancel()
+
+
+def _sever(connection: Connection) -> None:
+    """Shut the socket down under libpq, which then reports a broken connection."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)

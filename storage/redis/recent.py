@@ -1,0 +1,141 @@
+"""The newest messages of each channel in Redis: read, written and rebuilt in pipelines."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import redis.asyncio
+import structlog
+import trio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from protocol.confidential import Secret
+from storage.breaker import Breaker, Event
+from storage.bridge import Bridge
+from storage.contract import Record, StoreUnavailable
+from storage.failures import describe
+from storage.metrics import REDIS_SECONDS
+from storage.redis import live_channel, recent_key
+
+log = structlog.get_logger("storage")
+
+Write = tuple[int, list[Record], bool]
+"""(channel id, records in order, whether to publish them)"""
+
+
+def open_client(url: Secret, *, seconds: float) -> "redis.asyncio.Redis":
+    """A client that never retries or reconnects behind our back within a call.
+
+    Args:
+        seconds: for connecting, and for one answer.
+    """
+    return redis.asyncio.Redis.from_url(
+        url.reveal(),
+        socket_timeout=seconds,
+        socket_connect_timeout=seconds,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+        max_connections=16,
+        client_name="sottovoce",
+    )
+
+
+class RecentMessages:
+    """Pipelines over the sorted sets.
+
+    Args:
+        size: messages kept of a channel.
+        ttl: seconds that a quiet channel is kept.
+        seconds: for one pipeline, connecting included.
+    """
+
+    def __init__(
+        self,
+        bridge: Bridge,
+        client: "redis.asyncio.Redis",
+        *,
+        breaker: Breaker,
+        size: int,
+        ttl: int,
+        seconds: float,
+    ) -> None:
+        self._bridge = bridge
+        self._client = client
+        self._breaker = breaker
+        self._size = size
+        self._ttl = ttl
+        self._seconds = seconds
+
+    async def read(self, channel_ids: Sequence[int]) -> list[list[Record]]:
+        """What Redis has of each channel, by sequence number; proves nothing.
+
+        Raises:
+            StoreUnavailable: Redis is down or hangs.
+        """
+        self._breaker.check()
+        pipeline = self._client.pipeline(transaction=False)
+        for channel_id in channel_ids:
+            pipeline.zrange(recent_key(channel_id), 0, -1)
+        answers = await self._execute("read", pipeline)
+        return [_decode(raw) for raw in answers]
+
+    async def write(self, writes: Sequence[Write]) -> None:
+        """Add messages to their sets, trim, and publish: in order, one pipeline.
+
+        Nothing is taken away but the oldest, so a late write and a rebuild may cross.
+
+        Raises:
+            StoreUnavailable: Redis is down or hangs; some of it may have been done.
+        """
+        self._breaker.check()
+        pipeline = self._client.pipeline(transaction=False)
+        for channel_id, records, publish in writes:
+            key = recent_key(channel_id)
+            encoded = {record.encode(): record.seq for record in records}
+            pipeline.zadd(key, encoded)
+            pipeline.zremrangebyrank(key, 0, -(self._size + 1))
+            pipeline.expire(key, self._ttl)
+            if publish:
+                name = live_channel(channel_id)
+                for raw in encoded:
+                    pipeline.publish(name, raw)
+        await self._execute("write", pipeline)
+
+    async def probe(self) -> bool:
+        """Whether Redis answers and may be written. Never raises."""
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.set("sottovoce:probe", b"1", ex=60)
+        try:
+            await self._execute("probe", pipeline)
+        except StoreUnavailable:
+            return False
+        return True
+
+    async def _execute(self, operation: str, pipeline: Any) -> list[Any]:
+        try:
+            with REDIS_SECONDS.labels(operation).time(), trio.fail_after(self._seconds):
+                answers: list[Any] = await self._bridge.run(pipeline.execute)
+        except (RedisError, OSError, trio.TooSlowError) as error:
+            refused = isinstance(error, (RedisConnectionError, OSError)) and not isinstance(
+                error, (RedisTimeoutError, TimeoutError)
+            )
+            if self._breaker.up:  # while it is down, that was said once
+                log.warning("redis_failed", operation=operation, **describe(error))
+            self._breaker.record(Event.REFUSED if refused else Event.FAILED)
+            raise StoreUnavailable from None
+        self._breaker.record(Event.SUCCEEDED)
+        return answers
+
+
+def _decode(members: list[bytes]) -> list[Record]:
+    records: list[Record] = []
+    for raw in members:
+        with suppress(ValueError):  # not ours: the proof will miss its number
+            record = Record.decode(raw)
+            if not records or record.seq > records[-1].seq:
+                records.append(record)
+    return records

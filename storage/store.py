@@ -1,0 +1,599 @@
+"""The store as the server sees it: Redis first, PostgreSQL behind it. See `contract` for what it
+promises."""
+
+import random
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+import trio
+
+from protocol import replies
+from protocol.confidential import Confidential, Secret
+from storage.audit import AuditTrail
+from storage.batching import Batcher, Busy
+from storage.breaker import Breaker, Event, State
+from storage.bridge import Bridge, open_bridge
+from storage.contract import (
+    Access,
+    ChannelAccess,
+    ChannelGone,
+    ClientMessageIdReused,
+    Draft,
+    Page,
+    Record,
+    StoreUnavailable,
+    User,
+)
+from storage.failures import describe
+from storage.history import prove
+from storage.metrics import DEPENDENCY_UP, HISTORY_READS, REDIS_WRITES_DROPPED
+from storage.postgres.pool import Pool, Row
+from storage.redis.feed import Feed
+from storage.redis.recent import RecentMessages, Write, open_client
+
+log = structlog.get_logger("storage")
+
+PROBE_SECONDS = 0.5
+"""Between looks at a dependency that is down, jittered by half."""
+REDIS_SECONDS = 0.75
+"""For one pipeline: a healthy one takes a millisecond; a hung Redis costs a reader this once."""
+MAX_REDIS_WRITES = 10_000
+"""Messages that wait for Redis; further ones go without it."""
+PAGE_SIZE = 200
+"""Messages in one page of a long catch-up."""
+LISTEN_SECONDS = 0.5
+"""That a new stream waits for its channel's subscription before it goes on without."""
+MAX_CHANNELS = 500
+"""In a list of channels."""
+HEADS_BATCH = 2000
+"""Channels in one look for missed messages."""
+
+
+class StoreConfig(NamedTuple):
+    """What the store needs of the settings."""
+
+    conninfo: Mapping[str, Any]
+    redis_url: Secret
+    history_size: int
+    history_ttl_seconds: int
+    seconds: float
+    """For one request's storage work."""
+    connections: int
+
+
+class Ticket(Confidential, frozen=True, kw_only=True):
+    """The session that a ticket stands for."""
+
+    subject: str
+    session_id: str | None
+    impersonator: str | None
+    session_expires_at: float
+    """Seconds since the epoch."""
+
+
+class ExportHeader(Confidential, frozen=True):
+    therapist_name: str
+    therapist_email: str
+    client_first_name: str
+    client_last_name: str
+    client_email: str
+    messages: int
+
+
+class _AppendItem(Confidential, frozen=True, kw_only=True):
+    ord: int
+    channel_id: int
+    message_id: str
+    client_message_id: str | None
+    sender_id: int
+    by_therapist: bool
+    author_email: str
+    author_name: str
+    content: str
+    message_type: str
+    actor: str | None
+    impersonator: str | None
+    address: str | None
+    request_id: str
+
+
+class _PageKey(NamedTuple):
+    channel_id: int
+    after: int | None
+    size: int
+
+
+class _AccessKey(Confidential, frozen=True):
+    clerk_id: str
+    channel_id: int | None
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+class Store:
+    """See `contract`. Made by `open_store`."""
+
+    def __init__(
+        self, bridge: Bridge, config: StoreConfig, *, deliver: Callable[[int, Record], None]
+    ) -> None:
+        self._config = config
+        self._deliver = deliver
+        self.on_missed: Callable[[], None] = lambda: None
+        """Called when messages may have passed unheard: Redis was away, and is back."""
+        self.postgres = Breaker("postgres", tolerance=3, on_change=self._changed)
+        self.redis = Breaker("redis", tolerance=2, on_change=self._changed)
+        for breaker in (self.postgres, self.redis):
+            DEPENDENCY_UP.labels(breaker.name).set(1)
+        self._pool = Pool(
+            bridge,
+            config.conninfo,
+            breaker=self.postgres,
+            size=config.connections,
+            seconds=config.seconds,
+        )
+        self._client = open_client(config.redis_url, seconds=REDIS_SECONDS)
+        self._recent = RecentMessages(
+            bridge,
+            self._client,
+            breaker=self.redis,
+            size=config.history_size,
+            ttl=config.history_ttl_seconds,
+            seconds=REDIS_SECONDS,
+        )
+        self.feed = Feed(
+            bridge,
+            self._client,
+            breaker=self.redis,
+            on_record=deliver,
+            on_missed=lambda: self.on_missed(),
+        )
+        self.audit = AuditTrail(self._pool)
+        self._writes: list[Write] = []
+        self._writes_waiting = trio.Event()
+        self._appends: Batcher[Draft, Record] = Batcher(
+            "append",
+            self._append_batch,
+            key=lambda draft: draft.channel_id,
+            lanes=2,
+            max_items=200,
+            max_waiting=5000,
+        )
+        self._accesses: Batcher[_AccessKey, Access] = Batcher(
+            "access",
+            self._access_batch,
+            key=lambda item: item,
+            lanes=2,
+            max_items=500,
+            max_waiting=20_000,
+        )
+        self._pages: Batcher[_PageKey, Page] = Batcher(
+            "pages",
+            self._page_batch,
+            key=lambda item: item,
+            lanes=2,
+            max_items=100,
+            max_waiting=20_000,
+        )
+        self._recents: Batcher[int, list[Record]] = Batcher(
+            "recent",
+            self._recent_batch,
+            key=lambda channel_id: channel_id,
+            lanes=2,
+            max_items=100,
+            max_waiting=20_000,
+        )
+
+    # Messages
+
+    async def append(self, draft: Draft) -> Record:
+        """Store a message, deliver it to this process's streams, and tell Redis.
+
+        Raises:
+            StoreUnavailable: see `contract`.
+            ClientMessageIdReused, ChannelGone
+        """
+        return await self._appends.submit(draft, seconds=self._config.seconds)
+
+    async def history(
+        self, channel_id: int, after: int | None, *, head: int, size: int | None = None
+    ) -> Page:
+        """The messages after a cursor, a page of them; or the newest.
+
+        Args:
+            after: a sequence number, or None for the newest `size`.
+            head: a number that the channel is known to have reached.
+            size: messages at most, where there is no cursor; the history's size unless told.
+
+        Raises:
+            StoreUnavailable
+            ChannelGone
+        """
+        size = size or self._config.history_size
+        if self.redis.up:
+            try:
+                records = await self._recents.submit(channel_id, seconds=REDIS_SECONDS)
+                if page := prove(records, after=after, head=head, size=size):
+                    HISTORY_READS.labels("redis").inc()
+                    return page
+            except StoreUnavailable:
+                pass
+        key = _PageKey(channel_id, after, PAGE_SIZE if after is not None else size)
+        page = await self._pages.submit(key, seconds=self._config.seconds)
+        HISTORY_READS.labels("postgres").inc()
+        if page.records and page.records[-1].seq == page.head:
+            self._write_later((channel_id, page.records[-self._config.history_size :], False))
+        return page
+
+    async def page_before(
+        self, channel_id: int, message: int | uuid.UUID, *, size: int
+    ) -> list[Record] | None:
+        """The `size` messages before one, oldest first; None if the channel has no such message.
+
+        Raises:
+            StoreUnavailable
+        """
+        by_id = isinstance(message, int)
+        found = await self._pool.fetch(
+            "seq_of_message",
+            {
+                "channel_id": channel_id,
+                "id": message if by_id else None,
+                "message_id": None if by_id else str(message),
+            },
+        )
+        if not found:
+            return None
+        rows = await self._pool.fetch(
+            "page_before", {"channel_id": channel_id, "before": found[0][0], "size": size}
+        )
+        return [_record(channel_id, row) for row in reversed(rows)]
+
+    async def heads(self, known: Mapping[int, int]) -> dict[int, int]:
+        """Of the channels in `known` (id → number delivered), those that have more.
+
+        Raises:
+            StoreUnavailable
+        """
+        ahead: dict[int, int] = {}
+        items = [{"id": channel_id, "head": head} for channel_id, head in known.items()]
+        for start in range(0, len(items), HEADS_BATCH):
+            rows = await self._pool.fetch("heads", (_json(items[start : start + HEADS_BATCH]),))
+            ahead.update((row[0], row[1]) for row in rows)
+        return ahead
+
+    # People and channels
+
+    async def access(self, clerk_id: str, channel_id: int | None) -> Access:
+        """Who a Clerk user is, and what a channel is to them.
+
+        Raises:
+            StoreUnavailable
+        """
+        key = _AccessKey(clerk_id, channel_id)
+        return await self._accesses.submit(key, seconds=self._config.seconds)
+
+    async def channels_of(self, user_id: int, *, as_prospect: bool) -> list[replies.Channel]:
+        """The channels of a user as therapist and, if so told, as prospect; latest first.
+
+        Raises:
+            StoreUnavailable
+        """
+        rows = await self._pool.fetch(
+            "channels_of", {"user_id": user_id, "as_prospect": as_prospect, "limit": MAX_CHANNELS}
+        )
+        return [_channel(row) for row in rows]
+
+    async def pair(self, therapist_id: int, prospect_user_id: int) -> tuple[int, bool] | None:
+        """(the therapist's user id, whether the prospect's account is active), if both exist."""
+        rows = await self._pool.fetch(
+            "pair", {"therapist_id": therapist_id, "prospect_user_id": prospect_user_id}
+        )
+        return (rows[0][0], rows[0][2]) if rows else None
+
+    async def create_channel(
+        self, therapist_id: int, prospect_user_id: int, name: str | None, *, for_user: int
+    ) -> tuple[replies.Channel, bool]:
+        """The pair's channel as `for_user` sees it, and whether it was made now.
+
+        Raises:
+            StoreUnavailable
+        """
+        for _ in range(2):  # whoever loses a race sees the winner's row the second time
+            rows = await self._pool.fetch(
+                "create_channel",
+                {
+                    "identifier": f"chat-{uuid.uuid4()}",
+                    "therapist_id": therapist_id,
+                    "prospect_user_id": prospect_user_id,
+                    "name": name,
+                },
+            )
+            if rows:
+                channel_id, made = rows[0]
+                found = await self._pool.fetch(
+                    "channel", {"channel_id": channel_id, "user_id": for_user}
+                )
+                if found:
+                    return _channel(found[0]), made
+        raise StoreUnavailable
+
+    async def mark_read(self, channel_id: int, *, as_therapist: bool) -> None:
+        """Raises:
+        StoreUnavailable
+        """
+        await self._pool.fetch(
+            "mark_read", {"channel_id": channel_id, "as_therapist": as_therapist}
+        )
+
+    async def export_header(self, channel_id: int) -> ExportHeader | None:
+        """Raises:
+        StoreUnavailable
+        """
+        rows = await self._pool.fetch("export_header", {"channel_id": channel_id})
+        return ExportHeader(*rows[0]) if rows else None
+
+    # Tickets
+
+    async def issue_ticket(self, digest: bytes, ticket: Ticket, *, seconds: int) -> None:
+        """Keep a ticket's digest until it is redeemed, at most `seconds`.
+
+        Raises:
+            StoreUnavailable
+        """
+        params = {"digest": digest, "seconds": seconds, **msgspec.structs.asdict(ticket)}
+        await self._pool.fetch("issue_ticket", params)
+
+    async def redeem_ticket(self, digest: bytes) -> Ticket | None:
+        """What the ticket stands for, once; None for an unknown, used or old one.
+
+        Raises:
+            StoreUnavailable
+        """
+        rows = await self._pool.fetch("redeem_ticket", {"digest": digest})
+        if not rows or not rows[0][4]:
+            return None
+        subject, session_id, impersonator, session_expires_at, _ = rows[0]
+        return Ticket(
+            subject=subject,
+            session_id=session_id,
+            impersonator=impersonator,
+            session_expires_at=session_expires_at,
+        )
+
+    # Batches
+
+    async def _append_batch(self, drafts: list[Draft]) -> list[Record | Exception]:
+        items = [
+            _AppendItem(
+                ord=index,
+                channel_id=draft.channel_id,
+                message_id=draft.message_id,
+                client_message_id=draft.client_message_id,
+                sender_id=draft.sender.id,
+                by_therapist=draft.by_therapist,
+                author_email=draft.sender.email,
+                author_name=draft.sender.full_name,
+                content=draft.content,
+                message_type=draft.message_type,
+                actor=draft.origin.actor,
+                impersonator=draft.origin.impersonator,
+                address=draft.origin.address,
+                request_id=draft.origin.request_id,
+            )
+            for index, draft in enumerate(drafts)
+        ]
+        rows = await self._pool.fetch("append", (_json(items),))
+        return [self._appended(draft, row) for draft, row in zip(drafts, rows, strict=True)]
+
+    def _appended(self, draft: Draft, row: Row) -> Record | Exception:
+        _, outcome, seq, message_row_id, message_id, ts, author_email, author_name = row
+        match outcome:
+            case "busy":
+                return Busy()
+            case "gone":
+                return ChannelGone()
+            case "conflict":
+                return ClientMessageIdReused()
+        record = Record.build(
+            channel_id=draft.channel_id,
+            seq=seq,
+            ts=ts,
+            id=message_row_id,
+            message_id=message_id,
+            client_message_id=draft.client_message_id,
+            sender_id=draft.sender.id,
+            content=draft.content,
+            author=author_name,
+            author_email=author_email,
+            message_type=draft.message_type,
+            status="SENT",
+            first_name=draft.sender.first_name,
+            last_name=draft.sender.last_name,
+        )
+        # A duplicate is delivered too: if the first try's outcome was lost, so was its delivery.
+        self._deliver(draft.channel_id, record)
+        self._write_later((draft.channel_id, [record], True))
+        return record
+
+    async def _access_batch(self, keys: list[_AccessKey]) -> list[Access | Exception]:
+        items = [
+            {"ord": index, "clerk_id": key.clerk_id, "channel_id": key.channel_id}
+            for index, key in enumerate(keys)
+        ]
+        rows = await self._pool.fetch("access", (_json(items),))
+        found = {row[0]: _access(keys[row[0]].clerk_id, row) for row in rows}
+        return [found[index] for index in range(len(keys))]
+
+    async def _page_batch(self, keys: list[_PageKey]) -> list[Page | Exception]:
+        items = [{"ord": index, **key._asdict()} for index, key in enumerate(keys)]
+        rows = await self._pool.fetch("pages", (_json(items),))
+        pages: list[Page | Exception] = [ChannelGone() for _ in keys]
+        for index, head, reset, *row in rows:
+            page = pages[index]
+            if not isinstance(page, Page):
+                page = pages[index] = Page([], head, reset)
+            if row[0] is not None:
+                page.records.append(_record(keys[index].channel_id, row))
+        return pages
+
+    async def _recent_batch(self, channel_ids: list[int]) -> list[list[Record] | Exception]:
+        unique = list(dict.fromkeys(channel_ids))
+        found = dict(zip(unique, await self._recent.read(unique), strict=True))
+        return [found[channel_id] for channel_id in channel_ids]
+
+    # Redis, after the fact
+
+    def _write_later(self, write: Write) -> None:
+        if not self.redis.up or len(self._writes) >= MAX_REDIS_WRITES:
+            REDIS_WRITES_DROPPED.inc(len(write[1]))
+            return
+        self._writes.append(write)
+        self._writes_waiting.set()
+
+    async def _serve_writes(self) -> None:
+        while True:
+            await self._writes_waiting.wait()
+            self._writes_waiting = trio.Event()
+            while self._writes:
+                batch, self._writes = self._writes[:500], self._writes[500:]
+                try:
+                    await self._recent.write(batch)
+                except StoreUnavailable:
+                    REDIS_WRITES_DROPPED.inc(sum(len(records) for _, records, _ in batch))
+
+    # Dependencies
+
+    def _changed(self, breaker: Breaker) -> None:
+        DEPENDENCY_UP.labels(breaker.name).set(1 if breaker.up else 0)
+        if breaker.up:
+            log.info("dependency_recovered", dependency=breaker.name)
+        else:
+            log.warning("dependency_down", dependency=breaker.name)
+
+    async def _probe(self, breaker: Breaker, probe: Callable[[], Any]) -> None:
+        while True:
+            await breaker.opened.wait()
+            await trio.sleep(PROBE_SECONDS * random.uniform(0.5, 1.0))
+            breaker.record(Event.PROBING)
+            if not await probe() and breaker.state is State.HALF_OPEN:
+                breaker.record(Event.FAILED)
+
+    async def _probe_redis(self) -> bool:
+        return await self._recent.probe()
+
+    async def _serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            for batcher in (self._appends, self._accesses, self._pages, self._recents):
+                await nursery.start(batcher.serve)
+            nursery.start_soon(_forever, "redis_writes", self._serve_writes)
+            nursery.start_soon(_forever, "feed", self.feed.serve)
+            nursery.start_soon(_forever, "audit", self.audit.serve)
+            nursery.start_soon(self._probe, self.postgres, self._pool.probe)
+            nursery.start_soon(self._probe, self.redis, self._probe_redis)
+            task_status.started()
+
+    async def _close(self) -> None:
+        self._pool.close()
+        await self._client.aclose()
+
+
+@asynccontextmanager
+async def open_store(
+    config: StoreConfig, *, deliver: Callable[[int, Record], None]
+) -> AsyncIterator[Store]:
+    """A running store. Neither dependency needs to be there yet.
+
+    Args:
+        deliver: called with (channel id, record) for each message that this process stored or
+            heard of, in whatever order and however often. Plain.
+    """
+    async with open_bridge() as bridge:
+        store = Store(bridge, config, deliver=deliver)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(store._serve)
+                yield store
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.move_on_after(2, shield=True):
+                await bridge.run(store._close)
+
+
+async def _forever(name: str, serve: Callable[[], Any]) -> None:
+    """Keep a service task running: a defect costs a log line and a second, not the worker."""
+    while True:
+        try:
+            await serve()
+        except Exception as error:
+            log.error("task_failed", task=name, **describe(error))
+        await trio.sleep(1)
+
+
+def _access(clerk_id: str, row: Row) -> Access:
+    (_, user_id, email, first, last, is_active, status, sponsored, own_therapist_id) = row[:9]
+    channel_id, head, _therapist_id, therapist_user_id, prospect_user_id = row[9:]
+    if user_id is None:
+        return Access(None, None)
+    user = User(
+        id=user_id,
+        clerk_id=clerk_id,
+        email=email,
+        first_name=first,
+        last_name=last,
+        is_active=is_active,
+        subscription_status=status,
+        sponsored=sponsored,
+        therapist_id=own_therapist_id,
+    )
+    if channel_id is None:
+        return Access(user, None)
+    is_therapist, is_prospect = therapist_user_id == user_id, prospect_user_id == user_id
+    return Access(user, ChannelAccess(channel_id, head, is_therapist, is_prospect))
+
+
+def _record(channel_id: int, row: Sequence[Any]) -> Record:
+    (seq, row_id, message_id, sender_id, client_message_id, content) = row[:6]
+    email, name, message_type, status, ts, first_name, last_name = row[6:]
+    if first_name is None and last_name is None:  # the author is not a user (any more)
+        first_name, _, last_name = name.partition(" ")
+    return Record.build(
+        channel_id=channel_id,
+        seq=seq,
+        ts=ts,
+        id=row_id,
+        message_id=message_id,
+        client_message_id=client_message_id,
+        sender_id=sender_id,
+        content=content,
+        author=name,
+        author_email=email,
+        message_type=message_type,
+        status=status,
+        first_name=first_name or "",
+        last_name=last_name or "",
+    )
+
+
+def _channel(row: Row) -> replies.Channel:
+    return replies.Channel(
+        id=row[0],
+        channel_identifier=row[1],
+        therapist_id=row[2],
+        prospect_user_id=row[3],
+        status=row[4],
+        last_message_at=None if row[5] is None else replies.timestamp(row[5]),
+        last_message_preview=row[6],
+        unread_count=row[7],
+        therapist_name=row[8],
+        therapist_title=row[9],
+        prospect_first_name=row[10],
+        prospect_last_name=row[11],
+        prospect_email=row[12],
+        channel_name=row[13],
+    )
