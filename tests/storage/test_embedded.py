@@ -209,6 +209,15 @@ def test_a_failed_start_names_the_log_file_and_leaves_nothing_behind(folder, kin
         assert good.running
 
 
+def test_a_server_that_never_answers_is_ended(folder, monkeypatch):
+    monkeypatch.setattr(embedded, "START_SECONDS", 0.1)
+    monkeypatch.setattr(EmbeddedValkey, "_is_ready", lambda self, port: False)
+    server = EmbeddedValkey(folder, durable=False)
+    with pytest.raises(EmbeddedError, match=f"does not answer: see {server.log_file}"):
+        server.start()
+    assert not server.running
+
+
 def test_half_a_cluster_of_a_killed_start_is_thrown_away(folder):
     (folder / "initdb-killed" / "data").mkdir(parents=True)
     with EmbeddedPostgres(folder, durable=False) as postgres:
