@@ -3,7 +3,7 @@
 WHATWG HTML §9.2.5 "Parsing an event stream" is the format; RFC 9112 §7.1 the chunk.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import msgspec
 
@@ -95,6 +95,6 @@ def closing_event(reason: ClosingReason, *, retry: int | None = None) -> bytes:
 HEARTBEAT_EVENT = encode_event(b"{}", event=HEARTBEAT)
 
 
-def join_plain(frames: Sequence[Frame]) -> bytes:
+def join_plain(frames: Iterable[Frame]) -> bytes:
     """Frames that wait for the same stream, as one write."""
     return b"".join([frame.plain for frame in frames])

@@ -45,8 +45,6 @@ MAX_REDIS_WRITES = 10_000
 """Messages that wait for Redis; further ones go without it."""
 PAGE_SIZE = 200
 """Messages in one page of a long catch-up."""
-LISTEN_SECONDS = 0.5
-"""That a new stream waits for its channel's subscription before it goes on without."""
 MAX_CHANNELS = 500
 """In a list of channels."""
 HEADS_BATCH = 2000

@@ -1,0 +1,92 @@
+"""Finds and fills what the fast path lost: gaps between frames, and messages never heard of."""
+
+import random
+
+import structlog
+import trio
+
+from server.live.hub import Channel, Hub
+from server.metrics import GAPS
+from storage.contract import ChannelGone, StoreUnavailable
+from storage.store import Store
+
+log = structlog.get_logger("live")
+
+GRACE_SECONDS = 0.02
+"""For the missing frame to come by itself: another worker's publish is a millisecond behind."""
+RETRY_SECONDS = 0.25
+"""While the store is unavailable, jittered by half; ends when the channel's streams do."""
+
+
+class CatchUp:
+    """Reads what a channel misses, and looks for channels that miss something.
+
+    Args:
+        reconcile: seconds between looks while Redis is well.
+        poll: the same while it is not, and PostgreSQL is the only way to hear of other workers.
+    """
+
+    def __init__(self, hub: Hub, store: Store, *, reconcile: float, poll: float) -> None:
+        self._hub = hub
+        self._store = store
+        self._reconcile = reconcile
+        self._poll = poll
+        self._missed = trio.Event()
+
+    def look_now(self) -> None:
+        """Something may have passed unheard."""
+        self._missed.set()
+
+    async def serve(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_for_missed)
+            while True:
+                await self._hub.gap_found.wait()
+                for channel in self._hub.take_gaps():
+                    nursery.start_soon(self._fill, channel)
+
+    async def _fill(self, channel: Channel) -> None:
+        try:
+            await trio.sleep(GRACE_SECONDS)
+            while channel.streams and channel.head is not None and channel.head < channel.target:
+                try:
+                    page = await self._store.history(channel.id, channel.head, head=channel.target)
+                except ChannelGone:
+                    return
+                except StoreUnavailable:
+                    await trio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))
+                    continue
+                if page.reset or not page.records:  # heard of what is not there: a restored past
+                    channel.target = channel.head
+                    return
+                GAPS.inc()
+                for record in page.records:
+                    self._hub.publish(channel, record.frame())
+        finally:
+            channel.filling = False
+
+    async def _look_for_missed(self) -> None:
+        took = 0.0
+        while True:
+            healthy = self._store.redis.up and self._store.feed.connected
+            pause = max(self._reconcile if healthy else self._poll, 10 * took)
+            with trio.move_on_after(pause * random.uniform(0.9, 1.0)):
+                await self._missed.wait()
+            self._missed = trio.Event()
+            known = {
+                channel.id: channel.head
+                for channel in self._hub.channels.values()
+                if channel.head is not None
+            }
+            if not known:
+                continue
+            started = trio.current_time()
+            try:
+                ahead = await self._store.heads(known)
+            except StoreUnavailable:
+                await trio.sleep(RETRY_SECONDS)
+                continue
+            took = trio.current_time() - started
+            for channel_id, head in ahead.items():
+                if (found := self._hub.channels.get(channel_id)) is not None:
+                    self._hub.heard_of(found, head)
