@@ -81,12 +81,19 @@ class ProblemBody(Confidential, frozen=True, kw_only=True, rename="camel", omit_
     enabled: bool | None = None
 
 
-def problem_body(code: str, *, detail: str | None = None, limit: int | None = None) -> ProblemBody:
+def problem_body(
+    code: str,
+    *,
+    detail: str | None = None,
+    limit: int | None = None,
+    enabled: bool | None = None,
+) -> ProblemBody:
     """The body for `code`.
 
     Args:
         detail: a sentence of ours that says more than the code's own; never the client's words.
         limit: the limit that was passed, where there is one.
+        enabled: False where the chat is turned off and the client asked whether it is.
     """
     status, sentence = PROBLEMS[code]
     subscription = code == "SUBSCRIPTION_REQUIRED"
@@ -100,4 +107,5 @@ def problem_body(code: str, *, detail: str | None = None, limit: int | None = No
         message="Subscribe to use the chat." if subscription else None,
         upgrade_url=UPGRADE_URL if subscription else None,
         limit=limit,
+        enabled=enabled,
     )

@@ -1,0 +1,1 @@
+"""What each endpoint does: one file each, a function from a request to a response."""

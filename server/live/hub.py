@@ -11,6 +11,7 @@ from typing import Protocol
 
 import trio
 
+from protocol.closing import ClosingReason
 from protocol.frames import Frame
 from server.metrics import DELIVERIES, DELIVERY_SECONDS, DUPLICATES
 from storage.contract import Record
@@ -27,6 +28,9 @@ class Subscriber(Protocol):
 
     def offer(self, frame: Frame) -> None:
         """Take the frame or end; plain, and never raises."""
+
+    def end(self, reason: ClosingReason) -> None:
+        """Detach and say why; plain."""
 
 
 class Channel:
@@ -48,16 +52,16 @@ class Channel:
 class Hub:
     """All channels with streams in this process.
 
-    Args:
+    Attributes:
         want: called with a channel's id when its first stream attaches. Plain.
         drop: called when its last one detaches. Plain.
     """
 
-    def __init__(self, *, want: Callable[[int], None], drop: Callable[[int], None]) -> None:
+    def __init__(self) -> None:
         self.channels: dict[int, Channel] = {}
         self.streams = 0
-        self._want = want
-        self._drop = drop
+        self.want: Callable[[int], None] = lambda _: None
+        self.drop: Callable[[int], None] = lambda _: None
         self._of_user: dict[int, int] = {}
         self._gaps: list[Channel] = []
         self.gap_found = trio.Event()
@@ -65,12 +69,15 @@ class Hub:
     def streams_of(self, user_id: int) -> int:
         return self._of_user.get(user_id, 0)
 
+    def all_streams(self) -> list[Subscriber]:
+        return [stream for channel in self.channels.values() for stream in channel.streams]
+
     def attach(self, stream: Subscriber) -> Channel:
         """From now on the stream is offered its channel's frames."""
         channel = self.channels.get(stream.channel_id)
         if channel is None:
             channel = self.channels[stream.channel_id] = Channel(stream.channel_id)
-            self._want(channel.id)
+            self.want(channel.id)
         channel.streams[stream] = None
         self.streams += 1
         self._of_user[stream.user_id] = self.streams_of(stream.user_id) + 1
@@ -88,7 +95,7 @@ class Hub:
             self._of_user[stream.user_id] = left
         if not channel.streams:
             del self.channels[channel.id]
-            self._drop(channel.id)
+            self.drop(channel.id)
 
     def deliver(self, channel_id: int, record: Record) -> None:
         """A message was stored or heard of: in any order, any number of times."""

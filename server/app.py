@@ -1,0 +1,203 @@
+"""The ASGI application: from a scope to a handler, and from whatever happens to a response.
+
+`server.app:app` runs on our worker and on stock `hypercorn --worker-class trio`. It opens its
+parts in the lifespan; requests may come as soon as that has started.
+"""
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import structlog
+import trio
+
+from protocol.problems import ProblemBody
+from server import routes
+from server.metrics import REQUEST_SECONDS
+from server.service import Service, open_service
+from server.settings import SettingsError, load_settings
+from server.web.cors import cors_headers, preflight
+from server.web.problems import Problem, problem_response
+from server.web.request import PeerLeft, Request
+from server.web.response import Send
+from storage.contract import StoreUnavailable
+from storage.failures import describe
+
+log = structlog.get_logger("server")
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+AUDITED = (401, 403, 404, 429)
+"""Refusals that the audit trail has; a request that is only malformed is none."""
+
+
+class Application:
+    """One per worker.
+
+    Args:
+        environ: where the settings are read from when the lifespan starts.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._service: Service | None = None
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "http":
+                self._in_flight += 1
+                try:
+                    await self._serve_request(scope, receive, send)
+                finally:
+                    self._in_flight -= 1
+            case "lifespan":
+                await self._serve_lifespan(receive, send)
+            case "websocket":
+                await receive()
+                await send({"type": "websocket.close", "code": 1008})
+
+    async def drain(self) -> None:
+        """End all streams over the settings' drain time, let requests finish, and take no new
+        stream. Bounded; returns when there is nothing left or no time."""
+        if self._service is not None:
+            await self._service.drain(lambda: self._in_flight)
+
+    def set_enabled(self, enabled: bool) -> None:
+        """Turn the chat on or off. Plain."""
+        if self._service is not None:
+            self._service.set_enabled(enabled)
+
+    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            settings = load_settings(self._environ)
+        except SettingsError as error:
+            await send({"type": "lifespan.startup.failed", "message": "; ".join(error.findings)})
+            return
+        async with open_service(settings) as service:
+            self._service = service
+            await send({"type": "lifespan.startup.complete"})
+            try:
+                await receive()
+            finally:
+                self._service = None
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = trio.current_time()
+        status = 0  # until the response has started
+
+        async def watched(message: dict[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        found = routes.find(scope["path"])
+        route, path_id = found or (None, None)
+        request = Request(scope, receive, path_id=path_id)
+        extra = [(b"x-request-id", request.id.encode())]
+        service = self._service
+        if service is not None and scope["path"].startswith(routes.CHAT_PREFIX):
+            extra += cors_headers(request, service.settings.allowed_origins)
+        try:
+            if service is None:
+                raise Problem("DRAINING", retry_after=1)
+            await self._answer(service, route, request, watched, extra)
+        except PeerLeft:
+            pass
+        except Exception as error:
+            problem = _problem_of(error)
+            if problem is None:
+                log.error("request_failed", request_id=request.id, **describe(error))
+                problem = Problem("INTERNAL")
+            if status:  # too late for an answer: break the response off
+                raise Abandoned from None
+            if service is not None:
+                self._note_refusal(service, route, request, problem)
+            body = self._body_of(problem, service, route)
+            await problem_response(problem, body)(watched, extra)
+        finally:
+            if route is not routes.STREAM or status != 200:
+                self._log(route, request, status, trio.current_time() - started)
+
+    async def _answer(
+        self,
+        service: Service,
+        route: routes.Route | None,
+        request: Request,
+        send: Send,
+        extra: list[tuple[bytes, bytes]],
+    ) -> None:
+        if route is None:
+            raise Problem("NOT_FOUND")
+        if route.path.startswith(routes.CHAT_PREFIX) and not service.enabled:
+            raise Problem("NOT_FOUND", detail="The chat is turned off.")
+        methods = ["OPTIONS", route.method]
+        if route.method == "GET" and route is not routes.STREAM:
+            methods.append("HEAD")
+        if request.method == "OPTIONS":
+            await preflight(methods, extra)(send)
+            return
+        if request.method not in methods:
+            allow = ", ".join(methods).encode()
+            raise Problem("METHOD_NOT_ALLOWED", headers=[(b"allow", allow)])
+        answer = await route.handler(service, request)
+        await answer(send, extra)
+
+    def _note_refusal(
+        self, service: Service, route: routes.Route | None, request: Request, problem: Problem
+    ) -> None:
+        chat = route is not None and route.path.startswith(routes.CHAT_PREFIX)
+        if chat and service.enabled and problem.status in AUDITED:
+            assert route is not None
+            request.channel_id = request.channel_id or request.path_id
+            service.note(request, route.name, outcome="refused", detail=problem.code)
+
+    def _body_of(
+        self, problem: Problem, service: Service | None, route: routes.Route | None
+    ) -> ProblemBody | None:
+        """With the chat turned off, `availability` says so in its 404."""
+        if service is None or service.enabled or route is None or route.name != "availability":
+            return None
+        return problem.body(enabled=False)
+
+    def _log(
+        self, route: routes.Route | None, request: Request, status: int, seconds: float
+    ) -> None:
+        name = route.name if route else "unknown"
+        REQUEST_SECONDS.labels(name, str(status)).observe(seconds)
+        quiet = name in ("healthz", "readyz", "metrics")
+        (log.debug if quiet else log.info)(
+            "request",
+            route=name,
+            method=request.method if request.method in _METHODS else "other",
+            status=status,
+            ms=round(seconds * 1000, 2),
+            request_id=request.id,
+            user_id=request.user_id,
+            channel_id=request.channel_id,
+        )
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Abandoned(Exception):
+    """A response that had begun was broken off; what for is in the log."""
+
+
+def _problem_of(error: Exception) -> Problem | None:
+    """The one place where an exception becomes a status; None for a defect of ours."""
+    match error:
+        case Problem():
+            return error
+        case StoreUnavailable():
+            return Problem("UNAVAILABLE", retry_after=error.retry_after)
+        case _:
+            return None
+
+
+app = Application(os.environ)

@@ -1,0 +1,56 @@
+"""`/healthz`, `/readyz` and `/metrics`: for whoever runs the server."""
+
+import os
+from typing import Literal
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from server.service import Service
+from server.web.request import Request
+from server.web.response import Response, json_response
+
+
+class Health(msgspec.Struct, frozen=True):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """`degraded`: everything works, some of it by a longer way. `unready`: send traffic to
+    another process."""
+
+    status: Literal["ready", "degraded", "unready"]
+    enabled: bool
+    draining: bool
+    redis: Literal["up", "down"]
+    postgres: Literal["up", "down"]
+
+
+async def healthz(service: Service, request: Request) -> Response:  # noqa: ARG001
+    return json_response(Health())
+
+
+async def readyz(service: Service, request: Request) -> Response:  # noqa: ARG001
+    redis, postgres = service.store.redis.up, service.store.postgres.up
+    serves = postgres and not service.draining
+    status: Literal["ready", "degraded", "unready"] = (
+        "unready" if not serves else "ready" if redis else "degraded"
+    )
+    readiness = Readiness(
+        status=status,
+        enabled=service.enabled,
+        draining=service.draining,
+        redis="up" if redis else "down",
+        postgres="up" if postgres else "down",
+    )
+    return json_response(readiness, status=200 if serves else 503)
+
+
+async def metrics(service: Service, request: Request) -> Response:  # noqa: ARG001
+    """Of all workers together, where there are several."""
+    registry = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return Response(200, generate_latest(registry), content_type=CONTENT_TYPE_LATEST.encode())

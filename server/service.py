@@ -1,0 +1,206 @@
+"""The parts of one worker, put together, and what every handler asks of them."""
+
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from hashlib import sha256
+
+import structlog
+import trio
+
+from protocol.closing import ClosingReason
+from server.auth.access import Gate, Permit
+from server.auth.clerk import Claims, TokenRefused, TokenVerifier
+from server.auth.credentials import (
+    BadCredential,
+    TokenInUrl,
+    find_credential,
+    origin_matches,
+)
+from server.auth.jwks import KeysUnavailable, PemKey, RemoteKeys, jwks_url
+from server.live.catch_up import CatchUp
+from server.live.hub import Hub
+from server.settings import Settings
+from server.web.problems import Problem
+from server.web.rate import SendRate
+from server.web.request import Request
+from storage.audit import AuditRow
+from storage.contract import StoreUnavailable, User
+from storage.failures import describe
+from storage.store import Store, StoreConfig, open_store
+
+log = structlog.get_logger("server")
+
+TASK_RESTART_SECONDS = 1.0
+
+
+class Service:
+    """What a worker holds while it serves. Made by `open_service`."""
+
+    def __init__(self, settings: Settings, store: Store, hub: Hub) -> None:
+        self.settings = settings
+        self.store = store
+        self.hub = hub
+        self.enabled = settings.chat_enabled
+        self.draining = False
+        self.gate = Gate(store, cache=settings.access_cache_seconds, trials=settings.trials)
+        self.send_rate = SendRate(settings.max_sends_per_second)
+        self.catch_up = CatchUp(
+            hub, store, reconcile=settings.reconcile_seconds, poll=settings.poll_seconds
+        )
+        store.on_missed = self.catch_up.look_now
+        self._verifier = TokenVerifier(
+            PemKey(settings.clerk_jwt_key)
+            if settings.clerk_jwt_key
+            else RemoteKeys(jwks_url(settings.issuer)),
+            issuer=settings.issuer,
+            authorized_parties=settings.authorized_parties,
+        )
+
+    async def authenticate(self, request: Request, *, allow_ticket: bool = False) -> Claims:
+        """Whose session the request carries.
+
+        Raises:
+            Problem: UNAUTHENTICATED, TOKEN_IN_URL, ORIGIN_REFUSED.
+            StoreUnavailable: a ticket could not be looked up.
+        """
+        try:
+            credential = find_credential(
+                request.headers,
+                request.query_string,
+                publishable_key=self.settings.clerk_publishable_key,
+                allow_ticket=allow_ticket,
+            )
+        except TokenInUrl:
+            raise Problem("TOKEN_IN_URL") from None
+        except BadCredential:
+            raise Problem("UNAUTHENTICATED") from None
+        if credential is None:
+            raise Problem("UNAUTHENTICATED")
+        if credential.kind == "ticket":
+            claims = await self._redeem(credential.value)
+        else:
+            try:
+                claims = await self._verifier.verify(credential.value)
+            except TokenRefused as refused:
+                log.info("token_refused", reason=refused.reason, request_id=request.id)
+                raise Problem("UNAUTHENTICATED") from None
+            except KeysUnavailable as unavailable:
+                raise StoreUnavailable(unavailable.retry_after) from None
+        request.subject, request.impersonator = claims.subject, claims.actor
+        if (
+            credential.kind == "cookie"
+            and request.method == "POST"
+            and not origin_matches(request.headers, allowed_origins=self.settings.allowed_origins)
+        ):
+            raise Problem("ORIGIN_REFUSED")
+        return claims
+
+    async def user(self, request: Request) -> User:
+        """The active user behind the request. Raises: see `authenticate` and `Gate.user`."""
+        claims = await self.authenticate(request)
+        user = await self.gate.user(claims.subject)
+        request.user_id = user.id
+        return user
+
+    async def permit(self, request: Request, channel_id: int) -> Permit:
+        """The authenticated caller's way into a channel. Raises: see `Gate.permit`."""
+        assert request.subject is not None
+        request.channel_id = channel_id
+        permit = await self.gate.permit(request.subject, channel_id)
+        request.user_id = permit.user.id
+        return permit
+
+    def note(
+        self, request: Request, action: str, *, outcome: str = "ok", detail: str | None = None
+    ) -> None:
+        """One row of the audit trail, written soon. Plain."""
+        self.store.audit.note(self.audit_row(request, action, outcome=outcome, detail=detail))
+
+    def audit_row(
+        self, request: Request, action: str, *, outcome: str = "ok", detail: str | None = None
+    ) -> AuditRow:
+        origin = request.origin(hops=self.settings.forwarded_hops)
+        return AuditRow.build(
+            origin, action, channel_id=request.channel_id, outcome=outcome, detail=detail
+        )
+
+    def set_enabled(self, enabled: bool) -> None:
+        """Turn the chat on or off; off ends every stream. Plain."""
+        self.enabled = enabled
+        log.info("chat_enabled" if enabled else "chat_disabled", streams=self.hub.streams)
+        if not enabled:
+            for stream in self.hub.all_streams():
+                stream.end(ClosingReason.CHAT_DISABLED)
+
+    async def drain(self, in_flight: Callable[[], int]) -> None:
+        """End every stream, spread over the drain's time, and let requests finish.
+
+        Args:
+            in_flight: how many requests are being answered, streams included.
+        """
+        self.draining = True
+        window = self.settings.drain_seconds
+        streams = self.hub.all_streams()
+        log.info("draining", streams=len(streams), seconds=window)
+        random.shuffle(streams)  # or the newest would always live longest
+        started = trio.current_time()
+        for index, stream in enumerate(streams):
+            await trio.sleep_until(started + window * index / len(streams))
+            stream.end(ClosingReason.DRAIN)
+        with trio.move_on_after(FINISH_SECONDS):
+            while in_flight():  # noqa: ASYNC110 - once in a process's life
+                await trio.sleep(0.02)
+        log.info("drained", seconds=round(trio.current_time() - started, 2), left=in_flight())
+
+    async def _redeem(self, ticket: str) -> Claims:
+        found = await self.store.redeem_ticket(ticket_digest(ticket))
+        if found is None or found.session_expires_at < time.time():
+            raise Problem("UNAUTHENTICATED")
+        return Claims(
+            subject=found.subject,
+            session_id=found.session_id,
+            expires_at=found.session_expires_at,
+            actor=found.impersonator,
+        )
+
+
+FINISH_SECONDS = 3.0
+"""For requests under way when the last stream has ended; a send takes at most half of it."""
+
+
+def ticket_digest(ticket: str) -> bytes:
+    """What is stored of a ticket: who reads the table cannot use it."""
+    return sha256(ticket.encode()).digest()
+
+
+@asynccontextmanager
+async def open_service(settings: Settings) -> AsyncIterator[Service]:
+    """A running service. Neither Redis nor PostgreSQL needs to be there yet."""
+    config = StoreConfig(
+        conninfo=settings.database_conninfo,
+        redis_url=settings.redis_url,
+        history_size=settings.history_size,
+        history_ttl_seconds=settings.history_ttl_seconds,
+        seconds=settings.store_seconds,
+        connections=settings.db_connections,
+    )
+    hub = Hub()
+    async with open_store(config, deliver=hub.deliver) as store:
+        hub.want, hub.drop = store.feed.want, store.feed.drop
+        service = Service(settings, store, hub)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_forever, service.catch_up.serve)
+            yield service
+            nursery.cancel_scope.cancel()
+
+
+async def _forever(serve: Callable[[], Awaitable[None]]) -> None:
+    """A defect in a background task costs a log line and a second, not the worker."""
+    while True:
+        try:
+            await serve()
+        except Exception as error:
+            log.error("task_failed", task="catch_up", **describe(error))
+        await trio.sleep(TASK_RESTART_SECONDS)

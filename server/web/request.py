@@ -1,0 +1,170 @@
+"""A request as the handlers see it: ASGI's scope, and its body within limits."""
+
+import ipaddress
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+import trio
+
+from server.web.problems import Problem
+from storage.contract import Origin
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+MAX_QUERY_FIELDS: Final = 32
+
+
+class Request:
+    """One HTTP request.
+
+    Attributes:
+        id: ours, for logs, the audit row and the `X-Request-Id` header; the client has no say.
+        path_id: the number in the path of a stream, else None.
+        subject, impersonator: the Clerk `sub` and `act.sub`; these and `user_id` and `channel_id`
+            are filled in as they become known, for the log and the audit.
+    """
+
+    __slots__ = (
+        "_receive",
+        "_scope",
+        "channel_id",
+        "id",
+        "impersonator",
+        "method",
+        "path_id",
+        "subject",
+        "user_id",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, *, path_id: int | None) -> None:
+        self._scope = scope
+        self._receive = receive
+        self.id = secrets.token_hex(8)
+        self.method: str = scope["method"]
+        self.path_id = path_id
+        self.subject: str | None = None
+        self.impersonator: str | None = None
+        self.user_id: int | None = None
+        self.channel_id: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Request {self.id}>"
+
+    @property
+    def receive(self) -> Receive:
+        return self._receive
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        headers: list[tuple[bytes, bytes]] = self._scope["headers"]
+        return headers
+
+    @property
+    def query_string(self) -> bytes:
+        raw: bytes = self._scope.get("query_string", b"")
+        return raw
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of a lower-case name."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    def query(self, name: str) -> str | None:
+        """The first query parameter of a name.
+
+        Raises:
+            Problem: INVALID_QUERY, there are far too many.
+        """
+        try:
+            fields = parse_qsl(
+                self.query_string.decode("latin-1"),
+                keep_blank_values=True,
+                max_num_fields=MAX_QUERY_FIELDS,
+            )
+        except ValueError:
+            raise Problem("INVALID_QUERY") from None
+        return next((value for key, value in fields if key == name), None)
+
+    def address(self, *, hops: int) -> str | None:
+        """Where the request came from.
+
+        Args:
+            hops: trusted proxies, each of which appended the address that it saw.
+        """
+        if hops:
+            listed = [
+                part.strip()
+                for key, value in self.headers
+                if key == b"x-forwarded-for"
+                for part in value.decode("latin-1").split(",")
+            ]
+            if len(listed) >= hops and _is_address(listed[-hops]):
+                return listed[-hops]
+        client = self._scope.get("client")
+        return client[0] if client and _is_address(client[0]) else None
+
+    def origin(self, *, hops: int) -> Origin:
+        """Who asks and from where, as far as is known by now."""
+        return Origin(
+            actor=self.subject,
+            impersonator=self.impersonator,
+            user_id=self.user_id,
+            address=self.address(hops=hops),
+            request_id=self.id,
+        )
+
+    async def json_bytes(self, *, limit: int, seconds: float) -> bytes:
+        """The body of a JSON request.
+
+        Args:
+            limit: bytes; a longer one is not read to its end.
+            seconds: to its end.
+
+        Raises:
+            Problem: UNSUPPORTED_MEDIA_TYPE, BODY_TOO_LARGE, REQUEST_TIMEOUT.
+        """
+        content_type = (self.header(b"content-type") or b"").split(b";")[0].strip().lower()
+        if content_type != b"application/json":
+            raise Problem("UNSUPPORTED_MEDIA_TYPE")
+        if (self.header(b"content-encoding") or b"identity").strip().lower() != b"identity":
+            raise Problem("UNSUPPORTED_MEDIA_TYPE", detail="The body must not be compressed.")
+        length = self.header(b"content-length") or b"0"
+        if not length.isdigit() or len(length) > 18 or int(length) > limit:
+            raise Problem("BODY_TOO_LARGE", limit=limit)
+        parts: list[bytes] = []
+        size = 0
+        with trio.move_on_after(seconds):
+            while True:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    raise PeerLeft
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > limit:
+                    raise Problem("BODY_TOO_LARGE", limit=limit)
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+        raise Problem("REQUEST_TIMEOUT")
+
+
+class PeerLeft(Exception):
+    """The client is gone before its request was whole; nobody waits for an answer."""
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def origin_header(request: Request) -> str | None:
+    raw = request.header(b"origin")
+    return None if raw is None else raw.decode("latin-1")

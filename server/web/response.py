@@ -1,0 +1,50 @@
+"""Responses: ASGI apps themselves, as small as they come."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import msgspec
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = Iterable[tuple[bytes, bytes]]
+
+_encode = msgspec.json.Encoder().encode
+
+NO_STORE = (b"cache-control", b"no-store, no-transform")
+"""Conversations stay out of every cache, and proxies keep their hands off."""
+COMMON = (NO_STORE, (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+
+
+class Response:
+    """A whole response, sent at once."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(
+        self, status: int, body: bytes, *, content_type: bytes, headers: Headers = ()
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.headers = [
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % len(body)),
+            *COMMON,
+            *headers,
+        ]
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status}>"
+
+    async def __call__(self, send: Send, extra: Headers = ()) -> None:
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status,
+                "headers": [*self.headers, *extra],
+            }
+        )
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def json_response(value: Any, *, status: int = 200) -> Response:
+    return Response(status, _encode(value), content_type=b"application/json")
