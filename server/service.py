@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
 
@@ -27,12 +27,10 @@ from server.web.rate import SendRate
 from server.web.request import Request
 from storage.audit import AuditRow
 from storage.contract import StoreUnavailable, User
-from storage.failures import describe
+from storage.failures import keep_running
 from storage.store import Store, StoreConfig, open_store
 
 log = structlog.get_logger("server")
-
-TASK_RESTART_SECONDS = 1.0
 
 
 class Service:
@@ -97,20 +95,20 @@ class Service:
             raise Problem("ORIGIN_REFUSED")
         return claims
 
-    async def user(self, request: Request) -> User:
-        """The active user behind the request. Raises: see `authenticate` and `Gate.user`."""
-        claims = await self.authenticate(request)
-        user = await self.gate.user(claims.subject)
-        request.user_id = user.id
-        return user
+    async def caller(self, request: Request) -> User:
+        """The active user behind an authenticated request. Raises: see `Gate.active`."""
+        assert request.subject is not None
+        access = await self.gate.look(request.subject, None)
+        request.user_id = access.user.id if access.user else None
+        return self.gate.active(access)
 
     async def permit(self, request: Request, channel_id: int) -> Permit:
-        """The authenticated caller's way into a channel. Raises: see `Gate.permit`."""
+        """An authenticated caller's way into a channel. Raises: see `Gate.permit`."""
         assert request.subject is not None
         request.channel_id = channel_id
-        permit = await self.gate.permit(request.subject, channel_id)
-        request.user_id = permit.user.id
-        return permit
+        access = await self.gate.look(request.subject, channel_id)
+        request.user_id = access.user.id if access.user else None
+        return self.gate.permit(access)
 
     def note(
         self, request: Request, action: str, *, outcome: str = "ok", detail: str | None = None
@@ -191,16 +189,6 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         hub.want, hub.drop = store.feed.want, store.feed.drop
         service = Service(settings, store, hub)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_forever, service.catch_up.serve)
+            nursery.start_soon(keep_running, "catch_up", service.catch_up.serve)
             yield service
             nursery.cancel_scope.cancel()
-
-
-async def _forever(serve: Callable[[], Awaitable[None]]) -> None:
-    """A defect in a background task costs a log line and a second, not the worker."""
-    while True:
-        try:
-            await serve()
-        except Exception as error:
-            log.error("task_failed", task="catch_up", **describe(error))
-        await trio.sleep(TASK_RESTART_SECONDS)

@@ -1,11 +1,19 @@
-"""How a failure is told in a log line: where and what kind, never its text.
+"""How a failure is told in a log line (where and what kind, never its text), and survived.
 
 Drivers put values into their messages (the row that violated a constraint, the URL that could
 not be reached), so `str(error)` is PHI or a secret until proved otherwise.
 """
 
 import traceback
+from collections.abc import Awaitable, Callable
 from pathlib import PurePath
+
+import structlog
+import trio
+
+log = structlog.get_logger("storage")
+
+RESTART_SECONDS = 1.0
 
 
 def describe(error: BaseException) -> dict[str, object]:
@@ -20,3 +28,14 @@ def describe(error: BaseException) -> dict[str, object]:
     if isinstance(error, BaseExceptionGroup):
         fields["errors"] = [type(inner).__name__ for inner in error.exceptions]
     return fields
+
+
+async def keep_running(name: str, serve: Callable[[], Awaitable[None]]) -> None:
+    """Run a background task until cancelled: a defect in it costs a log line and a second, not
+    the worker."""
+    while True:
+        try:
+            await serve()
+        except Exception as error:
+            log.error("task_failed", task=name, **describe(error))
+        await trio.sleep(RESTART_SECONDS)

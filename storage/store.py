@@ -3,7 +3,7 @@ promises."""
 
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from storage.contract import (
     StoreUnavailable,
     User,
 )
-from storage.failures import describe
+from storage.failures import keep_running
 from storage.history import prove
 from storage.metrics import DEPENDENCY_UP, HISTORY_READS, REDIS_WRITES_DROPPED
 from storage.postgres.pool import Pool, Row
@@ -39,6 +39,8 @@ log = structlog.get_logger("storage")
 
 PROBE_SECONDS = 0.5
 """Between looks at a dependency that is down, jittered by half."""
+WATCH_SECONDS = 2.0
+"""Between looks at one that is up, so that /readyz knows without traffic."""
 REDIS_SECONDS = 0.75
 """For one pipeline: a healthy one takes a millisecond; a hung Redis costs a reader this once."""
 MAX_REDIS_WRITES = 10_000
@@ -474,26 +476,26 @@ class Store:
         else:
             log.warning("dependency_down", dependency=breaker.name)
 
-    async def _probe(self, breaker: Breaker, probe: Callable[[], Any]) -> None:
+    async def _probe(self, breaker: Breaker, probe: Callable[[], Awaitable[bool]]) -> None:
+        """Bring a dependency back, and notice its loss also when nobody asks for it."""
         while True:
-            await breaker.opened.wait()
-            await trio.sleep(PROBE_SECONDS * random.uniform(0.5, 1.0))
-            breaker.record(Event.PROBING)
+            with trio.move_on_after(WATCH_SECONDS * random.uniform(0.8, 1.0)):
+                await breaker.opened.wait()
+            if not breaker.up:
+                await trio.sleep(PROBE_SECONDS * random.uniform(0.5, 1.0))
+                breaker.record(Event.PROBING)
             if not await probe() and breaker.state is State.HALF_OPEN:
                 breaker.record(Event.FAILED)
-
-    async def _probe_redis(self) -> bool:
-        return await self._recent.probe()
 
     async def _serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
             for batcher in (self._appends, self._accesses, self._pages, self._recents):
                 await nursery.start(batcher.serve)
-            nursery.start_soon(_forever, "redis_writes", self._serve_writes)
-            nursery.start_soon(_forever, "feed", self.feed.serve)
-            nursery.start_soon(_forever, "audit", self.audit.serve)
+            nursery.start_soon(keep_running, "redis_writes", self._serve_writes)
+            nursery.start_soon(keep_running, "feed", self.feed.serve)
+            nursery.start_soon(keep_running, "audit", self.audit.serve)
             nursery.start_soon(self._probe, self.postgres, self._pool.probe)
-            nursery.start_soon(self._probe, self.redis, self._probe_redis)
+            nursery.start_soon(self._probe, self.redis, self._recent.probe)
             task_status.started()
 
     async def _close(self) -> None:
@@ -521,16 +523,6 @@ async def open_store(
         finally:
             with trio.move_on_after(2, shield=True):
                 await bridge.run(store._close)
-
-
-async def _forever(name: str, serve: Callable[[], Any]) -> None:
-    """Keep a service task running: a defect costs a log line and a second, not the worker."""
-    while True:
-        try:
-            await serve()
-        except Exception as error:
-            log.error("task_failed", task=name, **describe(error))
-        await trio.sleep(1)
 
 
 def _access(clerk_id: str, row: Row) -> Access:

@@ -48,33 +48,51 @@ class Gate:
         self._trials = trials
         self._known: OrderedDict[tuple[str, int | None], tuple[float, Access]] = OrderedDict()
 
-    async def user(self, subject: str) -> User:
-        """The active user of a Clerk `sub`.
+    async def look(self, subject: str, channel_id: int | None) -> Access:
+        """What is known of a Clerk `sub` and a channel, seconds old at most.
+
+        Raises:
+            StoreUnavailable
+        """
+        known = self._known.get((subject, channel_id))
+        now = trio.current_time()
+        if known is not None and now - known[0] < self._cache:
+            return known[1]
+        try:
+            access = await self._store.access(subject, channel_id)
+        except StoreUnavailable:
+            if known is not None and now - known[0] < STALE_SECONDS:
+                return known[1]
+            raise
+        self._known.pop((subject, channel_id), None)
+        return access
+
+    def active(self, access: Access) -> User:
+        """The user, if they may use the chat at all.
 
         Raises:
             Problem: USER_NOT_FOUND, USER_INACTIVE.
-            StoreUnavailable
         """
-        access = await self._look(subject, None)
-        user = self._active(access.user)
-        self._remember(subject, None, access)
-        return user
+        if access.user is None:
+            raise Problem("USER_NOT_FOUND")
+        if not access.user.is_active:
+            raise Problem("USER_INACTIVE")
+        self._remember((access.user.clerk_id, None), Access(access.user, None))
+        return access.user
 
-    async def permit(self, subject: str, channel_id: int) -> Permit:
+    def permit(self, access: Access) -> Permit:
         """What lets a user read and write a channel.
 
         Raises:
             Problem: USER_NOT_FOUND, USER_INACTIVE, NOT_YOUR_CHANNEL (in the same words whether
                 it exists or not), SUBSCRIPTION_REQUIRED.
-            StoreUnavailable
         """
-        access = await self._look(subject, channel_id)
-        user, channel = self._active(access.user), access.channel
+        user, channel = self.active(access), access.channel
         if channel is None or not (channel.is_therapist or channel.is_prospect):
             raise Problem("NOT_YOUR_CHANNEL")
         if not channel.is_therapist:
             self.require_subscription(user)
-        self._remember(subject, channel_id, access)
+        self._remember((user.clerk_id, channel.channel_id), access)
         return Permit(user, channel, "therapist" if channel.is_therapist else "prospect")
 
     async def why_end(self, subject: str, channel_id: int) -> ClosingReason | None:
@@ -84,7 +102,7 @@ class Gate:
             StoreUnavailable
         """
         try:
-            await self.permit(subject, channel_id)
+            self.permit(await self.look(subject, channel_id))
         except Problem as problem:
             if problem.code == "SUBSCRIPTION_REQUIRED":
                 return ClosingReason.SUBSCRIPTION_ENDED
@@ -107,31 +125,9 @@ class Gate:
         if not self.subscription(user).active:
             raise Problem("SUBSCRIPTION_REQUIRED")
 
-    async def _look(self, subject: str, channel_id: int | None) -> Access:
-        known = self._known.get((subject, channel_id))
-        now = trio.current_time()
-        if known is not None and now - known[0] < self._cache:
-            return known[1]
-        try:
-            return await self._store.access(subject, channel_id)
-        except StoreUnavailable:
-            if known is not None and now - known[0] < STALE_SECONDS:
-                return known[1]
-            raise
-
-    def _active(self, user: User | None) -> User:
-        if user is None:
-            raise Problem("USER_NOT_FOUND")
-        if not user.is_active:
-            raise Problem("USER_INACTIVE")
-        return user
-
-    def _remember(self, subject: str, channel_id: int | None, access: Access) -> None:
-        key = (subject, channel_id)
-        known = self._known.get(key)
-        if known is not None and known[1] is access:
-            return
-        self._known[key] = (trio.current_time(), access)
-        self._known.move_to_end(key)
-        if len(self._known) > MAX_CACHED:
-            self._known.popitem(last=False)
+    def _remember(self, key: tuple[str, int | None], access: Access) -> None:
+        """Keep what was just read; what was only recalled keeps its age."""
+        if key not in self._known:
+            self._known[key] = (trio.current_time(), access)
+            if len(self._known) > MAX_CACHED:
+                self._known.popitem(last=False)

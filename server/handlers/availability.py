@@ -8,7 +8,8 @@ from server.web.response import Response, json_response
 
 
 async def availability(service: Service, request: Request) -> Response:
-    user = await service.user(request)
+    await service.authenticate(request)
+    user = await service.caller(request)
     return json_response(
         Availability(
             enabled=True,

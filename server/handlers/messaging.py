@@ -56,9 +56,7 @@ async def get_messages(service: Service, request: Request, body: requests.GetMes
 
 
 async def list_channels(service: Service, request: Request) -> Response:
-    assert request.subject is not None
-    user = await service.gate.user(request.subject)
-    request.user_id = user.id
+    user = await service.caller(request)
     subscribed = service.gate.subscription(user).active
     if user.therapist_id is None and not subscribed:
         raise Problem("SUBSCRIPTION_REQUIRED")
@@ -70,9 +68,7 @@ async def create_channel(
     service: Service, request: Request, body: requests.CreateChannel
 ) -> Response:
     """A therapist for themselves, or a prospect for themselves; never for somebody else."""
-    assert request.subject is not None
-    user = await service.gate.user(request.subject)
-    request.user_id = user.id
+    user = await service.caller(request)
     as_therapist = user.therapist_id == body.therapist_id
     as_prospect = user.id == body.prospect_user_id
     if as_therapist == as_prospect:  # neither, or with themselves

@@ -14,8 +14,7 @@ TICKET_SECONDS = 30
 
 async def issue_ticket(service: Service, request: Request) -> Response:
     claims = await service.authenticate(request)
-    user = await service.gate.user(claims.subject)
-    request.user_id = user.id
+    await service.caller(request)
     ticket = secrets.token_urlsafe(32)
     await service.store.issue_ticket(
         ticket_digest(ticket),

@@ -112,8 +112,7 @@ class Pool:
         return rows
 
     async def probe(self) -> bool:
-        """Whether PostgreSQL answers on a new connection. Never raises."""
-        self._discard_idle()
+        """Whether PostgreSQL answers. Never raises."""
         deadline = trio.current_time() + min(1.0, self._seconds)
         try:
             rows = await self._try("ping", (), deadline)
