@@ -74,7 +74,7 @@ class EventStreamParser:
                 self._event = value
             case "id" if "\0" not in value:
                 self._id = value
-            case "retry" if value.isascii() and value.isdigit():
+            case "retry" if value.isascii() and value.isdigit() and len(value) < 19:
                 self.retry = int(value)
             case _:  # a comment, or a field that the format does not know
                 pass
