@@ -1,0 +1,121 @@
+"""Events are encoded once, and exactly as WIRE.md and WHATWG HTML §9.2.5 have them."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.closing import CLOSING_RULES, ClosingReason
+from protocol.events import ChatMessage
+from protocol.frames import (
+    chunk,
+    closing_event,
+    encode_event,
+    join_plain,
+    message_frame,
+)
+from protocol.parser import EventStreamParser, ServerSentEvent
+from tests.protocol.cases import CASES, Case
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+LINE = TEXT.map(lambda text: text.translate({10: None, 13: None, 0: None}))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_an_event_is_encoded_as_it_must_be(case: Case):
+    assert case.encoded == case.wire
+
+
+@given(
+    data=TEXT,
+    event=st.none() | LINE.filter(bool),
+    event_id=st.none() | LINE,
+    retry=st.none() | st.integers(0, 10**9),
+    cut=st.integers(1, 40),
+)
+def test_any_event_is_read_back_however_it_is_split(data, event, event_id, retry, cut):
+    raw = encode_event(data, event=event, event_id=event_id, retry=retry)
+    parser = EventStreamParser()
+    got = [e for at in range(0, len(raw), cut) for e in parser.feed(raw[at : at + cut])]
+    lines = data.replace("\r\n", "\n").replace("\r", "\n")
+    assert got == [ServerSentEvent(lines, event or "message", event_id or "")]
+    assert parser.last_event_id == (event_id or "")
+    assert parser.retry == retry
+
+
+@given(text=TEXT, author=TEXT, seq=st.integers(1, 2**63 - 1), epoch=st.integers(0, 9))
+def test_any_message_is_one_event_with_its_number(text: str, author: str, seq: int, epoch: int):
+    message = ChatMessage(
+        id="00000000-0000-4000-8000-000000000001",
+        text=text,
+        author=author,
+        author_email="a@example.com",
+        channel_id=42,
+        ts=1,
+        message_type="STANDARD",
+    )
+    frame = message_frame(seq, 1, msgspec.json.encode(message), epoch=epoch)
+    (event,) = EventStreamParser().feed(frame.plain)
+    assert event.event == "message"
+    assert event.id == (f"{epoch}.{seq}" if epoch else str(seq))
+    assert msgspec.json.decode(event.data, type=ChatMessage) == message
+
+
+def test_line_breaks_in_a_message_make_no_lines_on_the_wire():
+    text = "a\nb\r\nc\rd\u2028e\x85\n\nid: 99\ndata: forged\n\n"
+    frame = message_frame(1, 0, msgspec.json.encode({"text": text}))
+    assert frame.plain.count(b"\n") == 3
+    assert b"\r" not in frame.plain
+
+
+@given(st.binary(min_size=1, max_size=70_000))
+def test_a_chunk_says_its_own_length(data: bytes):
+    size, _, rest = chunk(data).partition(b"\r\n")
+    assert int(size, 16) == len(data)
+    assert rest == data + b"\r\n"
+
+
+def test_a_frame_is_wrapped_once_and_shows_no_text():
+    frame = message_frame(3, 5, b'{"text":"canary"}')
+    assert frame.chunked == chunk(frame.plain)
+    assert (frame.seq, frame.ts) == (3, 5)
+    assert "canary" not in repr(frame)
+
+
+def test_waiting_frames_become_one_write_in_their_order():
+    frames = [message_frame(seq, 0, b"{}") for seq in (1, 2, 3)]
+    assert join_plain(frames) == frames[0].plain + frames[1].plain + frames[2].plain
+    assert join_plain(iter(frames)) == join_plain(frames)
+
+
+@pytest.mark.parametrize(
+    ("reason", "reconnect", "next_status"),
+    [
+        ("drain", True, None),
+        ("slow", True, None),
+        ("session_ended", True, None),
+        ("access_revoked", False, 403),
+        ("subscription_ended", False, 403),
+        ("max_age", True, None),
+        ("too_many_streams", False, 429),
+        ("chat_disabled", False, 404),
+    ],
+)
+def test_a_closing_event_says_whether_coming_back_helps(
+    reason: str, reconnect: bool, next_status: int | None
+):
+    rule = CLOSING_RULES[ClosingReason(reason)]
+    assert (rule.reconnect, rule.next_status) == (reconnect, next_status)
+    said = b"true" if reconnect else b"false"
+    assert closing_event(ClosingReason(reason)) == (
+        b'event: closing\ndata: {"reason":"%b","reconnect":%b}\n\n' % (reason.encode(), said)
+    )
+
+
+def test_every_closing_reason_has_a_rule_and_an_end_where_coming_back_is_pointless():
+    assert set(CLOSING_RULES) == set(ClosingReason)
+    assert len(ClosingReason) == 8, "a new reason needs its row above"
+    for rule in CLOSING_RULES.values():
+        assert rule.reconnect is (rule.next_status is None)
+        assert rule.next_status is None or 400 <= rule.next_status < 500
+        assert rule.meaning
