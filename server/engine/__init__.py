@@ -1,0 +1,1 @@
+"""The processes that serve: one supervisor, its workers, one listening socket for all of them."""

@@ -1,0 +1,267 @@
+"""The parent of the workers: starts them, replaces one that dies, ends them in order.
+
+Each worker holds the write end of a pipe: a byte says that it serves, the end that it has died.
+All of them hold the read end of the lifeline, which ends when this process does, however it
+does: then they drain and end by themselves.
+"""
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+import trio
+from prometheus_client import multiprocess
+
+from server.engine.worker import END_SECONDS, START_SECONDS, WRONG_SETTINGS
+
+READY_SECONDS = START_SECONDS + 15.0  # and for a slow machine to import everything
+YOUNG_SECONDS = 10.0  # who dies younger never really served
+MAX_YOUNG_DEATHS = 5  # of one worker's place within the next: then no restart will help
+YOUNG_DEATHS_WINDOW_SECONDS = 60.0
+FIRST_PAUSE_SECONDS = 0.1  # doubled by each young death, jittered by half
+MAX_PAUSE_SECONDS = 5.0
+POLL_SECONDS = 0.02
+
+log = structlog.get_logger("supervisor")
+
+
+class WorkersFailed(Exception):
+    """The workers cannot be kept running. The log, or standard error, says why."""
+
+
+class Supervisor:
+    """Keeps a number of workers on one socket.
+
+    Run it in the main thread, in one nursery with what uses the server:
+
+        await nursery.start(supervisor.run)   # returns when all of them serve
+
+    Args:
+        sock: it listens; the workers accept. Whoever made it closes it.
+        workers: how many.
+        env: of the workers.
+        drain_seconds: `Settings.drain_seconds`, which the workers are given to end.
+        env_file: read by each worker over `env`, again at `reload`.
+        on_change: called when the workers' pids have changed and all of them serve.
+        app: `module:attribute` of the ASGI application.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        workers: int,
+        env: Mapping[str, str],
+        drain_seconds: float,
+        env_file: Path | None = None,
+        on_change: Callable[[], None] | None = None,
+        app: str = "server.app:app",
+    ) -> None:
+        self._sock = sock
+        self._env = dict(env)
+        self._end_seconds = drain_seconds + END_SECONDS
+        self._arguments = ["--app", app]
+        if env_file is not None:
+            self._arguments += ["--env-file", str(env_file.resolve())]
+        self._on_change = on_change
+        # A place per worker, None while it has none; `_serving` says which of them are ready.
+        self._workers: list[subprocess.Popen[bytes] | None] = [None] * workers
+        self._serving = [False] * workers
+        self._came_up = False
+        self._settled = trio.Event()  # they came up, or never will
+        self._stopping = trio.Event()
+        self._failed = False
+        self._hurry = False
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the workers that live."""
+        return [worker.pid for worker in self._workers if worker is not None]
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Let the workers drain and end; said a second time, end them now."""
+        self._hurry = self._stopping.is_set()
+        self._stopping.set()
+        self._settled.set()
+
+    def reload(self) -> None:
+        """Have the workers read the env file again."""
+        self._signal(signal.SIGHUP)
+
+    async def obey_signals(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """SIGTERM and SIGINT: `stop`. SIGHUP: `reload`."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for received in signals:
+                if received == signal.SIGHUP:
+                    self.reload()
+                else:
+                    self.stop()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the workers until `stop`; when it returns or raises, none of them is left.
+
+        It has started when all of them serve, or when it was stopped before that. Cancelled,
+        it ends the workers as after `stop`: that takes `drain_seconds` and `END_SECONDS` at most.
+
+        Raises:
+            WorkersFailed: they did not come up in time, refuse their settings, or one of them
+                dies again and again.
+        """
+        lifeline, our_end = os.pipe()
+        try:
+            with _metrics_folder() as metrics:
+                try:
+                    async with trio.open_nursery() as nursery:
+                        for place in range(len(self._workers)):
+                            nursery.start_soon(self._keep, place, lifeline, metrics)
+                        with trio.move_on_after(READY_SECONDS):
+                            await self._settled.wait()
+                        if not self._settled.is_set():
+                            log.critical("workers_not_ready", seconds=READY_SECONDS)
+                            self._give_up()
+                        if not self._failed:
+                            task_status.started()
+                        await self._stopping.wait()
+                        nursery.cancel_scope.cancel()
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await self._end_workers()
+        finally:
+            os.close(our_end)
+            os.close(lifeline)
+        if self._failed:
+            raise WorkersFailed
+
+    def _give_up(self) -> None:
+        self._failed = True
+        self._stopping.set()
+        self._settled.set()
+
+    async def _keep(self, place: int, lifeline: int, metrics: Path) -> None:
+        """Have a worker in this place, one after the other."""
+        young_deaths: deque[float] = deque()
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            began = trio.current_time()
+            code = await self._run_one(place, lifeline, metrics)
+            now = trio.current_time()
+            if code == WRONG_SETTINGS and not self._came_up:
+                self._give_up()
+                return
+            if now - began >= YOUNG_SECONDS:
+                pause = FIRST_PAUSE_SECONDS
+            else:
+                young_deaths.append(now)
+                while young_deaths[0] < now - YOUNG_DEATHS_WINDOW_SECONDS:
+                    young_deaths.popleft()
+                if len(young_deaths) >= MAX_YOUNG_DEATHS:
+                    log.critical("giving_up", deaths=len(young_deaths))
+                    self._give_up()
+                    return
+            await trio.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(2 * pause, MAX_PAUSE_SECONDS)
+
+    async def _run_one(self, place: int, lifeline: int, metrics: Path) -> int | None:
+        """From a worker's start to its death: its exit status, None where it did not start."""
+        began = trio.current_time()
+        try:
+            worker, status = self._start(place, lifeline, metrics)
+        except OSError as error:  # no memory or no process left just now
+            log.error("worker_not_started", exc_info=error)
+            return None
+        async with status:
+            with trio.move_on_after(READY_SECONDS):
+                self._serving[place] = bool(await status.receive_some(1))
+            if self._serving[place]:
+                self._notice_change()
+                await status.receive_some(1)  # nothing comes but the end
+        worker.kill()  # it is gone, or hung before it was ready
+        code = worker.wait()
+        self._workers[place], self._serving[place] = None, False
+        multiprocess.mark_process_dead(worker.pid, str(metrics))  # type: ignore[no-untyped-call]
+        seconds = round(trio.current_time() - began, 3)
+        log.error("worker_died", pid=worker.pid, status=code, seconds=seconds)
+        return code
+
+    def _notice_change(self) -> None:
+        if not all(self._serving):
+            return
+        if self._came_up:
+            log.info("worker_replaced")
+            if self._on_change is not None:
+                self._on_change()
+        self._came_up = True
+        self._settled.set()
+
+    def _start(
+        self, place: int, lifeline: int, metrics: Path
+    ) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream]:
+        status, worker_end = os.pipe()
+        try:
+            # Popen itself, not Trio's: that one forks in a thread, and is slower for nothing.
+            worker = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "server.engine.worker"),
+                    *("--fd", str(self._sock.fileno()), "--ready-fd", str(worker_end)),
+                    *self._arguments,
+                ],
+                stdin=lifeline,
+                # prometheus_client looks at it when it is imported.
+                env=self._env | {"PROMETHEUS_MULTIPROC_DIR": str(metrics)},
+                pass_fds=(self._sock.fileno(), worker_end),
+                start_new_session=True,  # Ctrl-C at the terminal is for us, who end it in order
+            )
+        except BaseException:
+            os.close(status)
+            raise
+        finally:
+            os.close(worker_end)
+        self._workers[place] = worker
+        return worker, trio.lowlevel.FdStream(status)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for worker in self._workers:
+            if worker is not None:
+                worker.send_signal(number)
+
+    async def _end_workers(self) -> None:
+        """SIGTERM, and SIGKILL to who is still there after the drain."""
+        self._signal(signal.SIGTERM)
+        deadline = trio.current_time() + self._end_seconds
+        while any(worker is not None and worker.poll() is None for worker in self._workers):
+            if self._hurry or trio.current_time() > deadline:
+                log.warning("workers_killed")
+                self._signal(signal.SIGKILL)
+                break
+            await trio.sleep(POLL_SECONDS)
+        for place, worker in enumerate(self._workers):
+            if worker is not None:
+                worker.wait()
+                self._workers[place] = None
+
+
+@contextmanager
+def _metrics_folder() -> Iterator[Path]:
+    """Where the workers keep their counts, so that any of them can answer for all."""
+    folder = Path(tempfile.mkdtemp(prefix="sottovoce-metrics-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

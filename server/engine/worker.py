@@ -1,0 +1,332 @@
+"""One worker process: Hypercorn's Trio server around the application, and its signals.
+
+    SIGTERM   drain, then end; a second one ends at once
+    SIGHUP    read the env file again, and turn the chat on or off by it
+    SIGINT    ignored: Ctrl-C is the supervisor's, which ends its workers in order
+
+Its standard input is the supervisor's lifeline: at its end the supervisor is gone, and the
+worker drains. The descriptor `--ready-fd` says the opposite way how this worker is: a byte when
+it serves, its end when it has died.
+"""
+
+import argparse
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config, Sockets
+from hypercorn.trio.run import worker_serve
+
+from server.engine.environment import with_env_file
+from server.engine.sockets import BACKLOG
+from server.logs import configure_logging, hide_uncaught_exceptions
+from server.settings import SettingsError, load_settings
+
+WRONG_SETTINGS = 3
+"""The exit status that no restart can change."""
+
+END_SECONDS = 15.0
+"""From SIGTERM to the end, over `drain_seconds`: the three below, and a second or two."""
+
+DRAIN_MARGIN_SECONDS = 5.0
+"""For sends in flight and the last bytes of the last stream."""
+
+GRACE_SECONDS = 3.0
+"""After the drain, for what still holds a connection."""
+
+LIFESPAN_SECONDS = 5.0
+"""To close pools and write the last audit rows."""
+
+START_SECONDS = 30.0
+
+log = structlog.get_logger("worker")
+
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Application(Protocol):
+    """What a worker serves."""
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None: ...
+
+    async def drain(self) -> None:
+        """Take nothing new, end the streams, wait for what is in flight; within a limit."""
+
+    def set_enabled(self, enabled: bool, /) -> None:
+        """Turn the chat on or off."""
+
+
+class Worker:
+    """One application on one socket, from its start to its end.
+
+    Args:
+        app: what is served.
+        drain_seconds: `Settings.drain_seconds`.
+        read_flag: whether the chat is to be on, by the env file as it is now; None: no file.
+
+    Attributes:
+        findings: why the application refused to start, a line each; None if it did not.
+        failed: something broke, and the log says what.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        *,
+        drain_seconds: float,
+        read_flag: Callable[[], bool] | None = None,
+    ) -> None:
+        self.findings: list[str] | None = None
+        self.failed = False
+        self._app = app
+        self._drain_seconds = drain_seconds
+        self._read_flag = read_flag
+        self._ready = False
+        self._ending = trio.Event()
+
+    async def run(self, sock: socket.socket, *, ready_fd: int, lifeline_fd: int) -> None:
+        """Serve until a signal or the end of the lifeline, and never raise: see `failed`."""
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._obey_signals, nursery.cancel_scope)
+                nursery.start_soon(self._hold_lifeline, lifeline_fd, nursery.cancel_scope)
+                await self._serve(sock, ready_fd)
+                nursery.cancel_scope.cancel()
+        except Exception as error:
+            self.failed = True
+            if self.findings is None:
+                log.critical("worker_failed", exc_info=_innermost(error))
+
+    async def _serve(self, sock: socket.socket, ready_fd: int) -> None:
+        async with trio.open_nursery() as nursery:
+            app: Any = self._run_app  # Hypercorn's types name every message
+            serve = partial(
+                worker_serve,
+                ASGIWrapper(app),
+                hypercorn_config(),
+                sockets=Sockets(secure_sockets=[], insecure_sockets=[sock], quic_sockets=[]),
+                shutdown_trigger=self._drained,
+            )
+            await nursery.start(serve)  # returns after the lifespan's startup
+            self._ready = True
+            os.write(ready_fd, b"1")
+            log.info("worker_ready")
+
+    async def _run_app(self, scope: Message, receive: Receive, send: Send) -> None:
+        """The application, with an eye on its lifespan: where that fails, Hypercorn goes on
+        without it, and we must not."""
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+        seen = set()
+
+        async def receive_and_see() -> Message:
+            message = await receive()
+            seen.add(message["type"])
+            return message
+
+        async def send_and_see(message: Message) -> None:
+            seen.add(message["type"])
+            if message["type"] == "lifespan.startup.failed":
+                self.findings = message.get("message", "").splitlines()
+            await send(message)
+
+        try:
+            await self._app(scope, receive_and_see, send_and_see)
+        except Exception as error:
+            if self.findings is not None:
+                raise
+            log.critical("application_failed", exc_info=_innermost(error))
+            self.failed = True
+        if "lifespan.startup.complete" not in seen:
+            await send({"type": "lifespan.startup.failed", "message": ""})  # raises
+        if "lifespan.shutdown" not in seen:
+            self.failed = True
+            self._ending.set()
+
+    async def _drained(self) -> None:
+        """Hypercorn's shutdown trigger: it stops listening and closes once this returns."""
+        await self._ending.wait()
+        # Whatever hangs from here on: the kernel ends us. A stuck loop cannot be in its way.
+        signal.alarm(int(self._drain_seconds + END_SECONDS))
+        log.info("worker_draining")
+        with trio.move_on_after(self._drain_seconds + DRAIN_MARGIN_SECONDS) as scope:
+            try:
+                await self._app.drain()
+            except Exception as error:
+                log.error("drain_failed", exc_info=_innermost(error))
+                self.failed = True
+        if scope.cancelled_caught:
+            log.warning("drain_timed_out")
+
+    def _end(self, everything: trio.CancelScope) -> None:
+        if self._ready:
+            self._ending.set()
+        else:
+            everything.cancel()
+
+    async def _obey_signals(
+        self,
+        everything: trio.CancelScope,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+            task_status.started()
+            async for received in signals:
+                if received == signal.SIGHUP:
+                    self._reload()
+                elif self._ending.is_set():
+                    os._exit(1)
+                else:
+                    self._end(everything)
+
+    async def _hold_lifeline(self, fd: int, everything: trio.CancelScope) -> None:
+        async with trio.lowlevel.FdStream(fd) as lifeline:
+            while await lifeline.receive_some(64):
+                pass
+        log.warning("supervisor_gone")
+        self._end(everything)
+
+    def _reload(self) -> None:
+        if self._read_flag is None:
+            log.warning("reload_ignored", reason="no env file")
+            return
+        try:
+            enabled = self._read_flag()
+        except (OSError, UnicodeDecodeError) as error:
+            log.error("reload_failed", exc_info=error)
+            return
+        log.info("reloaded", chat_enabled=enabled)
+        self._app.set_enabled(enabled)
+
+
+class _HypercornLog:
+    """Hypercorn's own log, without its texts: they may quote what a client sent."""
+
+    def __init__(self, config: Config) -> None:
+        pass
+
+    async def access(self, *_: Any) -> None:
+        pass
+
+    async def debug(self, *_: Any, **__: Any) -> None:
+        pass
+
+    info = debug
+
+    async def warning(self, *_: Any, **__: Any) -> None:
+        log.warning("hypercorn_event", exc_info=sys.exc_info()[1])
+
+    async def error(self, *_: Any, **__: Any) -> None:
+        log.error("hypercorn_event", exc_info=sys.exc_info()[1])
+
+    critical = exception = error
+
+
+def hypercorn_config() -> Config:
+    """Hypercorn's settings; what is not named here is as it comes."""
+    logger: Any = _HypercornLog
+    config = Config()
+    config.logger_class = logger
+    config.include_server_header = False
+    config.backlog = BACKLOG
+    config.startup_timeout = START_SECONDS
+    config.shutdown_timeout = LIFESPAN_SECONDS
+    config.graceful_timeout = GRACE_SECONDS
+    # Over the usual 60 s of load balancers: whoever sends last on an idle connection must not
+    # find it closed.
+    config.keep_alive_timeout = 75.0
+    # Closing every thousandth request would only cost new handshakes; nothing leaks.
+    config.keep_alive_max_requests = 1_000_000_000
+    # Of request line and headers. A credential that is far too long gets its 401 from us.
+    config.h11_max_incomplete_size = 128 * 1024
+    return config
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The one error that nurseries have wrapped, or the group where there are more."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _raise_file_limit() -> None:
+    """A connection is a descriptor; the soft limit is often 1024, the hard one is the real."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        log.warning("file_limit_unchanged")
+
+
+def main() -> int:
+    """One worker; the supervisor starts it.
+
+    Returns:
+        0: ended as asked. 3: the settings are wrong, and standard error says which.
+        1: it broke, and the log says how.
+    """
+    parser = argparse.ArgumentParser(prog="python -m server.engine.worker")
+    parser.add_argument("--fd", type=int, required=True, help="the listening socket")
+    parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--env-file", type=Path)
+    parser.add_argument("--app", default="server.app:app", help="module:attribute")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    environ = dict(os.environ)
+    try:
+        values = with_env_file(environ, arguments.env_file)
+        settings = load_settings(values)
+    except SettingsError as error:
+        return _refuse(error.findings)
+    except (OSError, UnicodeDecodeError):
+        return _refuse(["the env file cannot be read"])
+    os.environ.update(values)  # where the application reads its settings
+    configure_logging(settings.log_format, settings.log_level)
+    hide_uncaught_exceptions()
+    _raise_file_limit()
+
+    def read_flag() -> bool:
+        now = with_env_file(environ, arguments.env_file)
+        return now.get("NEXT_PUBLIC_ENABLE_CHAT_FEATURE") == "true"
+
+    module, _, attribute = arguments.app.partition(":")
+    worker = Worker(
+        getattr(import_module(module), attribute),
+        drain_seconds=settings.drain_seconds,
+        read_flag=read_flag if arguments.env_file else None,
+    )
+    trio.run(
+        partial(
+            worker.run,
+            socket.socket(fileno=arguments.fd),
+            ready_fd=arguments.ready_fd,
+            lifeline_fd=sys.stdin.fileno(),
+        )
+    )
+    if worker.findings:
+        return _refuse(worker.findings)
+    return 1 if worker.failed else 0
+
+
+def _refuse(findings: list[str]) -> int:
+    print(*findings, sep="\n", file=sys.stderr)  # noqa: T201
+    return WRONG_SETTINGS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Log lines: events with fields, and nothing that a person wrote or a secret could be in.
+
+The last line of defence stands here: of an exception only its kind and place is told, of a
+library's log record not even the message, and a field that is neither a number, a string nor a
+plain collection of them is told by its type.
+"""
+
+import logging
+import os
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from storage.failures import describe
+
+Event = dict[str, Any]
+
+WRITABLE = select.POLLOUT if hasattr(select, "poll") else 0
+
+
+def configure_logging(format: Literal["json", "console"], level: str) -> None:  # noqa: A002
+    """Send every log line of this process to one place, ours and the libraries'.
+
+    Args:
+        format: `json`, one object per line on standard output: `at`, `level`, `event`, `worker`
+            (the process id) and the event's fields; or `console`, for people, on standard error.
+        level: the least that is written: debug, info, warning or error.
+    """
+    fd = 1 if format == "json" else 2
+    render: Any = _to_json if format == "json" else _to_console(colors=os.isatty(fd))
+    processors: list[Any] = [_complete, _describe_exception, _only_plain_values, render]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
+        logger_factory=_Lines(fd),
+        cache_logger_on_first_use=True,
+    )
+    root = logging.getLogger()
+    root.handlers = [_Libraries()]
+    root.setLevel(logging.WARNING)
+
+
+def hide_uncaught_exceptions() -> None:
+    """What Python itself would print with its text becomes an event: for a worker process."""
+
+    def thread_failed(failure: threading.ExceptHookArgs) -> None:
+        structlog.get_logger("python").error("thread_failed", exc_info=failure.exc_value)
+
+    def failed(_: type[BaseException], error: BaseException, __: TracebackType | None) -> None:
+        structlog.get_logger("python").critical("process_failed", exc_info=error)
+
+    def ignored(failure: Any) -> None:
+        structlog.get_logger("python").error("exception_ignored", exc_info=failure.exc_value)
+
+    threading.excepthook = thread_failed
+    sys.excepthook = failed
+    sys.unraisablehook = ignored
+
+
+class _Line:
+    """What structlog calls at the end, with the finished line."""
+
+    def __init__(self, name: str, write: Callable[[bytes], None]) -> None:
+        self.name = name
+        self.msg = write
+        self.debug = self.info = self.warning = self.error = self.critical = self.msg
+        self.exception = self.fatal = self.warn = self.log = self.failure = self.msg
+
+
+class _Lines:
+    """Makes the loggers and writes their lines to one file descriptor.
+
+    A line that cannot be written is dropped and counted: a full disk, a pipe that nobody reads
+    any more or reads too slowly must not hold up or end what is being logged.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._dropped = 0
+
+    def __call__(self, *names: str) -> _Line:
+        return _Line(names[0] if names else "server", self._write)
+
+    def _write(self, line: bytes) -> None:
+        if self._dropped and self._try(_to_json(None, "", _dropped(self._dropped))):
+            self._dropped = 0
+        if not self._try(line):
+            self._dropped += 1
+
+    def _try(self, line: bytes) -> bool:
+        try:
+            if WRITABLE:
+                # A pipe is writable while 4 kB are free, which is more than a line takes: so
+                # the write does not wait for the reader. O_NONBLOCK would also be the shell's.
+                poll = select.poll()
+                poll.register(self._fd, WRITABLE)
+                if not poll.poll(0):
+                    return False
+            return os.write(self._fd, line) == len(line)
+        except (OSError, ValueError):
+            return False
+
+
+def _dropped(lines: int) -> Event:
+    return {
+        "at": _now(),
+        "level": "warning",
+        "event": "log_lines_dropped",
+        "worker": os.getpid(),
+        "lines": lines,
+    }
+
+
+def _now() -> str:
+    now = time.time()
+    return f"{datetime.fromtimestamp(int(now), UTC):%Y-%m-%dT%H:%M:%S}.{int(now % 1 * 1000):03d}Z"
+
+
+def _complete(logger: Any, method: str, event: Event) -> Event:
+    return {
+        "at": _now(),
+        "level": "error" if method == "exception" else method,
+        "event": event.pop("event", ""),
+        "logger": getattr(logger, "name", "server"),
+        "worker": os.getpid(),
+        **event,
+    }
+
+
+def _describe_exception(_: Any, __: str, event: Event) -> Event:
+    error = event.pop("exc_info", None)
+    event.pop("stack_info", None)
+    if isinstance(error, tuple):
+        error = error[1]
+    elif error and not isinstance(error, BaseException):
+        error = sys.exc_info()[1]
+    if isinstance(error, BaseException):
+        event |= describe(error)
+    return event
+
+
+def _only_plain_values(_: Any, __: str, event: Event) -> Event:
+    for name, value in event.items():
+        event[name] = _plain(value)
+    return event
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, UUID):
+        return str(value)
+    return f"<{type(value).__name__}>"
+
+
+def _to_json(_: Any, __: str, event: Event) -> bytes:
+    try:
+        return msgspec.json.encode(event) + b"\n"
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
+        # A lone surrogate, say. That there was something to log must not be lost.
+        return msgspec.json.encode({"at": event["at"], "event": "unprintable_event"}) + b"\n"
+
+
+def _to_console(*, colors: bool) -> Callable[[Any, str, Event], bytes]:
+    console = structlog.dev.ConsoleRenderer(colors=colors, timestamp_key="at", pad_event_to=0)
+
+    def render(logger: Any, method: str, event: Event) -> bytes:
+        line = console(logger, method, event)
+        return line.encode("utf-8", "backslashreplace") + b"\n"
+
+    return render
+
+
+class _Libraries(logging.Handler):
+    """Log records of libraries: who, how bad, where and what kind of exception. Their texts
+    hold URLs, parameters and rows."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        structlog.get_logger(record.name).log(
+            record.levelno,
+            "library_event",
+            error=type(error).__name__ if error else None,
+            where=f"{record.filename}:{record.lineno}",
+        )
