@@ -163,8 +163,6 @@ class Batcher(Generic[Item, Result]):
                     room -= 1
             if entries:
                 taken[key] = entries
-            elif lane.entries:
-                self._ready.append(key)
             else:
                 del self._keys[key]
         return taken
@@ -198,8 +196,15 @@ class Batcher(Generic[Item, Result]):
             if len(entries) == 1:
                 entries[0].set(outcome.Error(error))
                 return
+            waits: set[Hashable] = set()
             for entry in entries:
+                key = self._key(entry.item)
+                if key in waits:  # behind one that is busy
+                    busy.add(entry)
+                    continue
                 await self._resolve([entry], busy)
+                if entry in busy:
+                    waits.add(key)
         else:
             for entry, result in zip(entries, results, strict=True):
                 if isinstance(result, Busy):
