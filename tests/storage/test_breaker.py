@@ -1,0 +1,106 @@
+"""The breaker's whole table, and what callers see of it."""
+
+import pytest
+
+from storage.breaker import Breaker, Event, State
+from storage.contract import StoreUnavailable
+
+TABLE = [
+    # state, event, state after it with a tolerance of one
+    (State.CLOSED, Event.SUCCEEDED, State.CLOSED),
+    (State.CLOSED, Event.FAILED, State.OPEN),
+    (State.CLOSED, Event.REFUSED, State.OPEN),
+    (State.CLOSED, Event.PROBING, State.CLOSED),
+    (State.OPEN, Event.SUCCEEDED, State.OPEN),
+    (State.OPEN, Event.FAILED, State.OPEN),
+    (State.OPEN, Event.REFUSED, State.OPEN),
+    (State.OPEN, Event.PROBING, State.HALF_OPEN),
+    (State.HALF_OPEN, Event.SUCCEEDED, State.CLOSED),
+    (State.HALF_OPEN, Event.FAILED, State.OPEN),
+    (State.HALF_OPEN, Event.REFUSED, State.OPEN),
+    (State.HALF_OPEN, Event.PROBING, State.HALF_OPEN),
+]
+WAY = {
+    State.CLOSED: [],
+    State.OPEN: [Event.REFUSED],
+    State.HALF_OPEN: [Event.REFUSED, Event.PROBING],
+}
+
+
+def breaker_in(state: State, tolerance: int = 1) -> tuple[Breaker, list[bool]]:
+    changes: list[bool] = []
+    breaker = Breaker("x", tolerance=tolerance, on_change=lambda b: changes.append(b.up))
+    for event in WAY[state]:
+        breaker.record(event)
+    assert breaker.state is state
+    changes.clear()
+    return breaker, changes
+
+
+def test_the_table_below_is_whole():
+    assert {(state, event) for state, event, _ in TABLE} == {(s, e) for s in State for e in Event}
+
+
+@pytest.mark.parametrize(("state", "event", "after"), TABLE)
+def test_an_event_moves_it_as_the_table_says(state: State, event: Event, after: State):
+    breaker, changes = breaker_in(state)
+    breaker.record(event)
+    assert breaker.state is after
+    was_up, is_up = state is State.CLOSED, after is State.CLOSED
+    assert breaker.up is is_up
+    assert breaker.opened.is_set() is not is_up
+    assert changes == ([is_up] if was_up != is_up else [])
+
+
+@pytest.mark.parametrize("state", State)
+def test_calls_go_through_while_it_is_closed_and_only_then(state: State):
+    breaker, _ = breaker_in(state)
+    if state is State.CLOSED:
+        breaker.check()
+    else:
+        with pytest.raises(StoreUnavailable):
+            breaker.check()
+
+
+def test_it_bears_fewer_failures_in_a_row_than_its_tolerance():
+    breaker, changes = breaker_in(State.CLOSED, tolerance=3)
+    for _ in range(5):
+        breaker.record(Event.FAILED)
+        breaker.record(Event.FAILED)
+        breaker.record(Event.SUCCEEDED)
+    assert breaker.up
+    for _ in range(3):
+        breaker.record(Event.FAILED)
+    assert breaker.state is State.OPEN
+    assert changes == [False]
+
+
+def test_one_refused_connection_is_enough():
+    breaker, _ = breaker_in(State.CLOSED, tolerance=3)
+    breaker.record(Event.REFUSED)
+    assert breaker.state is State.OPEN
+
+
+def test_one_failure_of_the_probe_is_enough():
+    breaker, _ = breaker_in(State.HALF_OPEN, tolerance=3)
+    breaker.record(Event.FAILED)
+    assert breaker.state is State.OPEN
+
+
+def test_after_recovery_it_bears_failures_again():
+    breaker, _ = breaker_in(State.CLOSED, tolerance=2)
+    for event in (Event.FAILED, Event.FAILED, Event.PROBING, Event.SUCCEEDED, Event.FAILED):
+        breaker.record(event)
+    assert breaker.up
+
+
+async def test_whoever_waits_for_it_to_open_is_woken_each_time():
+    breaker, _ = breaker_in(State.CLOSED)
+    for _ in range(2):
+        opened = breaker.opened
+        assert not opened.is_set()
+        breaker.record(Event.REFUSED)
+        assert opened.is_set()
+        breaker.record(Event.PROBING)
+        assert breaker.opened is opened
+        breaker.record(Event.SUCCEEDED)
