@@ -22,6 +22,7 @@ for package in (protocol, storage):
 
 def every_confidential_type(base: type = Confidential) -> list[type]:
     kinds: list[type] = []
+    kind: type
     for kind in base.__subclasses__():
         kinds += [kind, *every_confidential_type(kind)]
     return kinds

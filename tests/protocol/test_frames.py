@@ -17,7 +17,7 @@ from protocol.frames import (
 from protocol.parser import EventStreamParser, ServerSentEvent
 from tests.protocol.cases import CASES, Case
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\n\r: \u2028"))
 LINE = TEXT.map(lambda text: text.translate({10: None, 13: None, 0: None}))
 
 
