@@ -1,0 +1,23 @@
+"""The `sottovoce` command: one file per command."""
+
+import typer
+
+import storage as storage  # before any driver, see there
+from server.cli.dev import dev
+from server.cli.migrate import migrate
+from server.cli.serve import serve
+
+# No pretty tracebacks: they print local variables, which hold tokens and passwords.
+app = typer.Typer(
+    name="sottovoce",
+    help="A confidential one-to-one chat server over Server-Sent Events.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (serve, dev, migrate):
+    app.command()(command)
+
+
+def main() -> None:
+    app()

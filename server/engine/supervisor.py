@@ -71,6 +71,7 @@ class Supervisor:
         self._env = dict(env)
         self._end_seconds = drain_seconds + END_SECONDS
         self._arguments = ["--app", app]
+        self._has_env_file = env_file is not None
         if env_file is not None:
             self._arguments += ["--env-file", str(env_file.resolve())]
         self._on_change = on_change
@@ -105,11 +106,12 @@ class Supervisor:
     async def obey_signals(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """SIGTERM and SIGINT: `stop`. SIGHUP: `reload`."""
+        """SIGTERM and SIGINT: `stop`. SIGHUP: `reload` where there is an env file, and as usual
+        the end where there is none: the terminal was closed."""
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             task_status.started()
             async for received in signals:
-                if received == signal.SIGHUP:
+                if received == signal.SIGHUP and self._has_env_file:
                     self.reload()
                 else:
                     self.stop()

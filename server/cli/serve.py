@@ -1,0 +1,79 @@
+"""`sottovoce serve`: the server, by the environment's settings."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import trio
+import typer
+
+from server.cli.output import refuse
+from server.engine.environment import with_env_file
+from server.engine.sockets import listen, url_of
+from server.engine.supervisor import Supervisor, WorkersFailed
+from server.logs import configure_logging
+from server.settings import Settings, SettingsError, load_settings
+from storage.postgres.migrate import MigrationError, pending
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Name or address to listen on.")] = "0.0.0.0",  # noqa: S104
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes; one per core is a good start.")
+    ] = 1,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(help="Settings that go over the environment's; read again at SIGHUP."),
+    ] = None,
+) -> None:
+    """Serve in production. Settings come from the environment; see the README's table."""
+    try:
+        env = with_env_file(os.environ, env_file)
+        settings = load_settings(env)
+    except SettingsError as error:
+        refuse(error.findings)
+    except (OSError, UnicodeDecodeError):
+        refuse([f"{env_file} cannot be read"])
+    configure_logging(settings.log_format, settings.log_level)
+    _warn_of_migrations(settings)
+    try:
+        sock = listen(host, port, stall_seconds=settings.stall_seconds)
+    except OSError as error:
+        refuse([f"cannot listen on {host} port {port}: {error.strerror}"])
+    typer.echo(f"sottovoce: serving on {url_of(sock)}", err=True)
+    with sock:
+        supervisor = Supervisor(
+            sock,
+            workers=workers,
+            env=os.environ,
+            drain_seconds=settings.drain_seconds,
+            env_file=env_file,
+        )
+        if not trio.run(_supervise, supervisor):
+            raise typer.Exit(1)
+
+
+def _warn_of_migrations(settings: Settings) -> None:
+    """A warning and not an end: the server must be able to start while PostgreSQL is away."""
+    try:
+        missing = pending(settings.database_conninfo)
+    except MigrationError as error:
+        typer.echo(f"sottovoce: warning: migrations cannot be looked at: {error}", err=True)
+        return
+    if missing:
+        names = ", ".join(missing)
+        typer.echo(f"sottovoce: warning: not migrated ({names}): sottovoce migrate", err=True)
+
+
+async def _supervise(supervisor: Supervisor) -> bool:
+    """Whether it ended because it was told to."""
+    failed = False
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.obey_signals)
+        try:
+            await supervisor.run()
+        except WorkersFailed:
+            failed = True
+        nursery.cancel_scope.cancel()
+    return not failed
