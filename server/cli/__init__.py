@@ -5,7 +5,9 @@ import typer
 import storage as storage  # before any driver, see there
 from server.cli.dev import dev
 from server.cli.migrate import migrate
+from server.cli.seed import seed
 from server.cli.serve import serve
+from server.cli.token import token
 
 # No pretty tracebacks: they print local variables, which hold tokens and passwords.
 app = typer.Typer(
@@ -15,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, dev, migrate):
+for command in (serve, dev, migrate, token, seed):
     app.command()(command)
 
 
