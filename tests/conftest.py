@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from storage.embedded import EmbeddedPostgres, EmbeddedValkey
+from tests.support.chat import Chat, own_valkey, run_chat
 from tests.support.services import Database, fresh_database, make_template, temporary_folder
 
 
@@ -63,3 +64,16 @@ def folder() -> Iterator[Path]:
     """A temporary folder that PostgreSQL's system user can reach."""
     with temporary_folder() as fresh:
         yield fresh
+
+
+@pytest.fixture(scope="session")
+def chat(
+    postgres: EmbeddedPostgres, migrated_template: str, services_folder: Path
+) -> Iterator[Chat]:
+    """One worker for all tests that bring their own people and channels."""
+    with (
+        fresh_database(postgres, migrated_template) as database,
+        own_valkey(services_folder) as valkey,
+        run_chat(database, valkey.url, services_folder) as running,
+    ):
+        yield running
