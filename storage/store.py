@@ -32,6 +32,7 @@ from storage.failures import keep_running
 from storage.history import prove
 from storage.metrics import DEPENDENCY_UP, HISTORY_READS, REDIS_WRITES_DROPPED
 from storage.postgres.pool import Pool, Row
+from storage.redis import Keys
 from storage.redis.feed import Feed
 from storage.redis.recent import RecentMessages, Write, open_client
 
@@ -138,9 +139,11 @@ class Store:
             seconds=config.seconds,
         )
         self._client = open_client(config.redis_url, seconds=REDIS_SECONDS)
+        keys = Keys(config.conninfo)
         self._recent = RecentMessages(
             bridge,
             self._client,
+            keys,
             breaker=self.redis,
             size=config.history_size,
             ttl=config.history_ttl_seconds,
@@ -149,6 +152,7 @@ class Store:
         self.feed = Feed(
             bridge,
             self._client,
+            keys,
             breaker=self.redis,
             on_record=deliver,
             on_missed=lambda: self.on_missed(),

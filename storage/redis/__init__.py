@@ -1,23 +1,39 @@
 """Redis, the fast path: the newest messages of each channel, and word of new ones.
 
-Nothing in here is needed for correctness. Keys, for one channel 42 (the braces keep both on one
-node of a cluster):
+Nothing in here is needed for correctness. Channels are numbered by a database, so the keys name
+the database too: two deployments may share one Redis and never meet. For that, all servers of
+one deployment must name their database alike; those that do not hear of each other's messages
+from PostgreSQL only, some seconds later.
 
-- `sottovoce:{42}:recent`: sorted set of the newest `Record`s by sequence number, with a TTL
-- `sottovoce:{42}:live`: pub/sub channel, the same bytes
+- `sottovoce:<database>:{42}:recent`: sorted set of channel 42's newest `Record`s by sequence
+  number, with a TTL
+- `sottovoce:<database>:{42}:live`: pub/sub channel, the same bytes
+
+The braces keep a channel's two on one node of a cluster.
 """
 
-PREFIX = b"sottovoce:{"
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
 
 
-def recent_key(channel_id: int) -> bytes:
-    return b"sottovoce:{%d}:recent" % channel_id
+class Keys:
+    """The names of one database's keys and pub/sub channels."""
 
+    def __init__(self, conninfo: Mapping[str, Any]) -> None:
+        named = f"{conninfo['host']}:{conninfo['port']}/{conninfo['dbname']}"
+        database = sha256(named.encode()).hexdigest()[:12]
+        self._prefix = b"sottovoce:%b:{" % database.encode()
+        self.control = b"sottovoce:%b:control" % database.encode()
+        """A pub/sub channel that every feed listens to."""
+        self.probe = b"sottovoce:%b:probe" % database.encode()
 
-def live_channel(channel_id: int) -> bytes:
-    return b"sottovoce:{%d}:live" % channel_id
+    def recent(self, channel_id: int) -> bytes:
+        return b"%b%d}:recent" % (self._prefix, channel_id)
 
+    def live(self, channel_id: int) -> bytes:
+        return b"%b%d}:live" % (self._prefix, channel_id)
 
-def channel_of(name: bytes) -> int:
-    """The channel id in a key or pub/sub channel of ours."""
-    return int(name[len(PREFIX) : name.index(b"}")])
+    def channel_of(self, name: bytes) -> int:
+        """The channel in a key or pub/sub channel of ours."""
+        return int(name[len(self._prefix) : name.index(b"}")])

@@ -17,12 +17,10 @@ from storage.breaker import Breaker, Event
 from storage.bridge import Bridge
 from storage.contract import Record
 from storage.failures import describe
-from storage.redis import channel_of, live_channel
+from storage.redis import Keys
 
 log = structlog.get_logger("storage")
 
-CONTROL = b"sottovoce:control"
-"""Always subscribed to: a connection without subscriptions may not be read."""
 PING_SECONDS = 1.0
 SILENCE_SECONDS = 2.5
 """Without an answer to a ping, the connection is taken for dead: Redis may hang, not only die."""
@@ -44,6 +42,7 @@ class Feed:
         self,
         bridge: Bridge,
         client: "redis.asyncio.Redis",
+        keys: Keys,
         *,
         breaker: Breaker,
         on_record: Callable[[int, Record], None],
@@ -51,6 +50,7 @@ class Feed:
     ) -> None:
         self._bridge = bridge
         self._client = client
+        self._keys = keys
         self._breaker = breaker
         self._on_record = on_record
         self._on_missed = on_missed
@@ -110,7 +110,8 @@ class Feed:
         pubsub = self._client.pubsub()
         try:
             with trio.fail_after(SILENCE_SECONDS):
-                await self._bridge.run(pubsub.subscribe, CONTROL)
+                # Always: a connection without subscriptions may not be read.
+                await self._bridge.run(pubsub.subscribe, self._keys.control)
             self._heard = trio.current_time()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._bridge.run, self._read, pubsub)
@@ -130,11 +131,11 @@ class Feed:
         while True:
             kind, name, *rest = await pubsub.parse_response(block=True)
             self._heard = trio.current_time()
-            if kind == b"message" and name != CONTROL:
+            if kind == b"message" and name != self._keys.control:
                 with suppress(ValueError):  # not ours
-                    self._on_record(channel_of(name), Record.decode(rest[0]))
-            elif kind == b"subscribe" and name != CONTROL:
-                confirmed = self._wanted.get(channel_of(name))
+                    self._on_record(self._keys.channel_of(name), Record.decode(rest[0]))
+            elif kind == b"subscribe" and name != self._keys.control:
+                confirmed = self._wanted.get(self._keys.channel_of(name))
                 if confirmed is not None:
                     confirmed.set()
 
@@ -147,10 +148,10 @@ class Feed:
             dropped, self._dropped = list(self._dropped), set()
             with trio.fail_after(SILENCE_SECONDS):
                 for start in range(0, len(pending), MAX_SUBSCRIBE):
-                    part = map(live_channel, pending[start : start + MAX_SUBSCRIBE])
+                    part = map(self._keys.live, pending[start : start + MAX_SUBSCRIBE])
                     await self._bridge.run(pubsub.subscribe, *part)
                 for start in range(0, len(dropped), MAX_SUBSCRIBE):
-                    part = map(live_channel, dropped[start : start + MAX_SUBSCRIBE])
+                    part = map(self._keys.live, dropped[start : start + MAX_SUBSCRIBE])
                     await self._bridge.run(pubsub.unsubscribe, *part)
             if first:
                 first = False

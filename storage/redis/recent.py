@@ -19,7 +19,7 @@ from storage.bridge import Bridge
 from storage.contract import Record, StoreUnavailable
 from storage.failures import describe
 from storage.metrics import REDIS_SECONDS
-from storage.redis import live_channel, recent_key
+from storage.redis import Keys
 
 log = structlog.get_logger("storage")
 
@@ -57,6 +57,7 @@ class RecentMessages:
         self,
         bridge: Bridge,
         client: "redis.asyncio.Redis",
+        keys: Keys,
         *,
         breaker: Breaker,
         size: int,
@@ -65,6 +66,7 @@ class RecentMessages:
     ) -> None:
         self._bridge = bridge
         self._client = client
+        self._keys = keys
         self._breaker = breaker
         self._size = size
         self._ttl = ttl
@@ -79,7 +81,7 @@ class RecentMessages:
         self._breaker.check()
         pipeline = self._client.pipeline(transaction=False)
         for channel_id in channel_ids:
-            pipeline.zrange(recent_key(channel_id), 0, -1)
+            pipeline.zrange(self._keys.recent(channel_id), 0, -1)
         answers = await self._execute("read", pipeline)
         return [_decode(raw) for raw in answers]
 
@@ -94,13 +96,13 @@ class RecentMessages:
         self._breaker.check()
         pipeline = self._client.pipeline(transaction=False)
         for channel_id, records, publish in writes:
-            key = recent_key(channel_id)
+            key = self._keys.recent(channel_id)
             encoded = {record.encode(): record.seq for record in records}
             pipeline.zadd(key, encoded)
             pipeline.zremrangebyrank(key, 0, -(self._size + 1))
             pipeline.expire(key, self._ttl)
             if publish:
-                name = live_channel(channel_id)
+                name = self._keys.live(channel_id)
                 for raw in encoded:
                     pipeline.publish(name, raw)
         await self._execute("write", pipeline)
@@ -108,7 +110,7 @@ class RecentMessages:
     async def probe(self) -> bool:
         """Whether Redis answers and may be written. Never raises."""
         pipeline = self._client.pipeline(transaction=False)
-        pipeline.set("sottovoce:probe", b"1", ex=60)
+        pipeline.set(self._keys.probe, b"1", ex=60)
         try:
             await self._execute("probe", pipeline)
         except StoreUnavailable:
