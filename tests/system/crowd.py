@@ -249,7 +249,7 @@ def seed_pairs(count: int, data_dir: Path) -> list[Pair]:
     """New pairs from `sottovoce seed`."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "pairs.ndjson"
-        command = [sys.executable, "-m", "server.cli", "seed"]
+        command = [str(Path(sys.executable).parent / "sottovoce"), "seed"]
         options = ["--channels", str(count), "--out", str(out), "--data-dir", str(data_dir)]
         subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
         return [msgspec.json.decode(line, type=Pair) for line in out.read_bytes().splitlines()]
