@@ -4,6 +4,7 @@ import typer
 
 import storage as storage  # before any driver, see there
 from server.cli.dev import dev
+from server.cli.doctor import doctor
 from server.cli.migrate import migrate
 from server.cli.seed import seed
 from server.cli.serve import serve
@@ -17,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, dev, migrate, token, seed):
+for command in (serve, dev, migrate, token, seed, doctor):
     app.command()(command)
 
 

@@ -1,0 +1,539 @@
+"""`sottovoce doctor`: looks at everything that a deployment needs, and says what to do about it.
+
+Each check is a method that returns what it found or raises a `Fault` with a remedy. None of
+them takes longer than `CHECK_SECONDS`, whatever hangs. Nothing that a server, a database or a
+person sent is printed.
+"""
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+import psycopg
+import redis
+import trio
+import typer
+
+from protocol.confidential import Confidential, Secret
+from protocol.parser import EventStreamParser, ServerSentEvent
+from server.auth.clerk import TokenRefused, TokenVerifier
+from server.auth.jwks import KeySource, PemKey, RemoteKeys, fetch_jwks, jwks_url, parse_jwks
+from server.cli.local_issuer import SigningKey
+from server.cli.ready import NotRunning, read_ready
+from server.cli.token import sign
+from server.logs import configure_logging
+from server.settings import Settings, SettingsError, load_settings
+from storage.postgres.migrate import MigrationError, pending
+
+CHECK_SECONDS = 5.0
+CLIENT_SECONDS = 4  # one connection or command: less, so that a client can say what hung
+ONCE_SECONDS = 0.5  # in which a message that came would come a second time
+
+REQUIRED = [field.encode_name for field in msgspec.structs.fields(Settings) if field.required]
+MAIN_TABLES = ["users", "therapists", "employers"]
+CHAT_TABLES = ["chat_channels", "chat_messages", "chat_audit", "chat_tickets"]
+TRIGGERS = {"chat_audit_no_change", "chat_audit_no_truncate"}
+
+
+class Fault(Exception):
+    """What is wrong, and what to do about it."""
+
+    def __init__(self, finding: str, remedy: str) -> None:
+        super().__init__(finding)
+        self.finding = finding
+        self.remedy = remedy
+
+
+class Target(Confidential, frozen=True, kw_only=True):
+    """What is examined."""
+
+    name: str
+    settings: Settings | None
+    """None for a dev server, which has its own."""
+    conninfo: str | dict[str, Any]
+    redis_url: Secret
+    issuer: str
+    jwt_key: str
+    authorized_parties: tuple[str, ...]
+    base_url: str
+    channel_id: int | None
+    token: str
+    """A therapist's; empty if there is none."""
+
+
+class Check(NamedTuple):
+    name: str
+    look: Callable[[], Awaitable[str]]
+    needs: str | None = None
+    """The check without which this one has no sense."""
+
+
+def doctor(
+    data_dir: Annotated[
+        Path, typer.Option(help="Of the running dev, where the environment has no settings.")
+    ] = Path(".sottovoce"),
+    base_url: Annotated[
+        str | None, typer.Option(help="The running server; http://127.0.0.1:8000 if not given.")
+    ] = None,
+    channel: Annotated[
+        int | None,
+        typer.Option(min=1, help="A channel of the token's therapist. A message is sent to it."),
+    ] = None,
+) -> None:
+    """Look at a deployment and name what is wrong with it.
+
+    It looks at what the environment's settings name, and at the running server as the therapist
+    whose session token is in SOTTOVOCE_TOKEN. Without settings: at `sottovoce dev`.
+    """
+    configure_logging("console", "error")  # the lines here are ours
+    try:
+        target = _target(data_dir, base_url, channel)
+    except SettingsError as error:
+        for finding in error.findings:
+            typer.echo(f"FAIL settings — {finding}")
+        typer.echo("     remedy: set them as the README's table says, or start sottovoce dev")
+        raise typer.Exit(1) from None
+    typer.echo(f"ok   settings — {target.name}")
+    if not trio.run(Doctor(target).examine):
+        raise typer.Exit(1)
+
+
+def _target(data_dir: Path, base_url: str | None, channel: int | None) -> Target:
+    """Raises: SettingsError."""
+    if not any(os.environ.get(name) for name in REQUIRED):
+        try:
+            ready = read_ready(data_dir)
+            token = sign(SigningKey(Path(ready.jwt_key_file)), ready, "therapist")
+        except (NotRunning, OSError, ValueError):
+            pass
+        else:
+            return Target(
+                name=f"of the dev server in {data_dir}",
+                settings=None,
+                conninfo=ready.database_url,
+                redis_url=Secret(ready.redis_url),
+                issuer=ready.issuer,
+                jwt_key="",
+                authorized_parties=(ready.authorized_party,) if ready.authorized_party else (),
+                base_url=base_url or ready.base_url,
+                channel_id=channel or ready.channel_id,
+                token=token,
+            )
+    settings = load_settings(os.environ)
+    return Target(
+        name="complete",
+        settings=settings,
+        conninfo=settings.database_conninfo,
+        redis_url=settings.redis_url,
+        issuer=settings.issuer,
+        jwt_key=settings.clerk_jwt_key,
+        authorized_parties=settings.authorized_parties,
+        base_url=(base_url or "http://127.0.0.1:8000").rstrip("/"),
+        channel_id=channel,
+        token=os.environ.get("SOTTOVOCE_TOKEN", ""),
+    )
+
+
+class Doctor:
+    """One examination."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._marker = uuid.uuid4()
+        self._checks = (
+            Check("server", self._server),
+            Check("ready", self._ready, needs="server"),
+            Check("flag", self._flag, needs="server"),
+            Check("redis", self._redis),
+            Check("postgres", self._postgres),
+            Check("tables", self._tables, needs="postgres"),
+            Check("audit", self._audit, needs="tables"),
+            Check("keys", self._keys),
+            Check("token", self._token, needs="keys"),
+            Check("stream", self._stream, needs="server"),
+            Check("message", self._message, needs="stream"),
+            Check("export", self._export, needs="message"),
+        )
+
+    async def examine(self) -> bool:
+        """Print a line for each check; whether all is well."""
+        failed: set[str] = set()
+        for check in self._checks:
+            try:
+                if check.needs in failed:
+                    raise Fault(f"not looked at: {check.needs} comes first", "as above")
+                finding = await _bounded(check.look)
+            except Fault as fault:
+                failed.add(check.name)
+                typer.echo(f"FAIL {check.name} — {fault.finding}")
+                typer.echo(f"     remedy: {fault.remedy}")
+            else:
+                typer.echo(f"ok   {check.name} — {finding}")
+        return not failed
+
+    async def _server(self) -> str:
+        url = self._target.base_url
+        async with self._client() as client:
+            try:
+                answer = await client.get("/healthz")
+            except httpx.HTTPError as error:
+                raise Fault(
+                    f"{url} does not answer ({type(error).__name__})",
+                    "start it (sottovoce serve), or name it with --base-url",
+                ) from None
+        if answer.status_code != 200:
+            raise Fault(f"{url}/healthz says {answer.status_code}", "is it sottovoce's URL?")
+        return f"{url} lives"
+
+    async def _ready(self) -> str:
+        async with self._client() as client:
+            answer = await client.get("/readyz")
+        try:
+            ready = answer.json()
+            down = [name for name in ("redis", "postgres") if ready[name] != "up"]
+            status, draining = ready["status"], ready["draining"]
+        except (ValueError, KeyError, TypeError):
+            raise Fault("/readyz does not say", "is it sottovoce's URL?") from None
+        if draining:
+            raise Fault("it is shutting down", "wait, and look again")
+        if down or status != "ready":
+            raise Fault(
+                f"it is {'degraded' if status == 'degraded' else 'not ready'}, "
+                f"without {' and '.join(down) or 'something'}, as it sees it",
+                "see the lines on redis and postgres; where they are ok, the way from the "
+                "server's machine to them is not",
+            )
+        return "redis and postgres are up, as the server sees them"
+
+    async def _flag(self) -> str:
+        settings = self._target.settings
+        remedy = "set NEXT_PUBLIC_ENABLE_CHAT_FEATURE=true (exactly) and start the server again"
+        if settings is not None and not settings.chat_enabled:
+            raise Fault("NEXT_PUBLIC_ENABLE_CHAT_FEATURE is not 'true' in this environment", remedy)
+        async with self._client() as client:
+            answer = await client.get("/api/chat/availability")
+        if answer.status_code == 404:
+            raise Fault("the running server has the chat turned off", remedy)
+        return "the chat is turned on"
+
+    async def _redis(self) -> str:
+        try:
+            return await _in_thread(self._ask_redis)
+        except redis.exceptions.AuthenticationError:
+            raise Fault(
+                "it refuses the user or the password", "correct those in UPSTASH_REDIS_URL"
+            ) from None
+        except redis.exceptions.ReadOnlyError:
+            raise Fault(
+                "it is a read-only replica", "name the primary in UPSTASH_REDIS_URL"
+            ) from None
+        except redis.exceptions.ResponseError as error:
+            if isinstance(error, redis.exceptions.OutOfMemoryError):
+                raise Fault(
+                    "its memory is full", "raise maxmemory, or let it evict (allkeys-lru)"
+                ) from None
+            raise Fault(
+                "it refuses to write or publish",
+                "allow its user SET, ZADD, EXPIRE, PUBLISH and SUBSCRIBE on sottovoce's keys",
+            ) from None
+        except (redis.exceptions.RedisError, OSError, ValueError) as error:
+            raise Fault(
+                f"it cannot be reached ({type(error).__name__})",
+                "start it, and look at UPSTASH_REDIS_URL, its TLS and the network; until then "
+                "the chat works, by the longer way",
+            ) from None
+
+    def _ask_redis(self) -> str:
+        with redis.Redis.from_url(
+            self._target.redis_url.reveal(),
+            socket_connect_timeout=CLIENT_SECONDS,
+            socket_timeout=CLIENT_SECONDS,
+        ) as client:
+            key = f"sottovoce:doctor:{self._marker}"
+            client.set(key, "1", ex=10)
+            if client.getdel(key) != b"1":
+                raise Fault("what is written cannot be read", "is it a proxy? Name the server")
+            client.publish("sottovoce:doctor", "1")
+            try:
+                policy = client.config_get("maxmemory-policy").get("maxmemory-policy", "unknown")
+            except redis.exceptions.ResponseError:  # hosted ones do not tell
+                policy = "unknown"
+        return f"reads, writes and publishes; maxmemory-policy {policy}"
+
+    async def _postgres(self) -> str:
+        try:
+            return await _in_thread(self._ask_postgres)
+        except psycopg.Error as error:
+            raise Fault(
+                f"it cannot be used (SQLSTATE {error.sqlstate or 'none: no connection'})",
+                "start it, and look at DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_DATABASE, "
+                "SOTTOVOCE_DB_SSLMODE and the network",
+            ) from None
+
+    def _ask_postgres(self) -> str:
+        with self._connect() as connection:
+            row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+            if row and row[0]:
+                raise Fault("it is a read-only replica", "name the primary in DB_HOST")
+            version = connection.info.server_version
+        return f"PostgreSQL {version // 10000}.{version % 10000} reads and writes"
+
+    async def _tables(self) -> str:
+        return await _in_thread(self._ask_tables)
+
+    def _ask_tables(self) -> str:
+        try:
+            missing = pending(self._target.conninfo)
+            with self._connect() as connection:
+                absent = [
+                    table
+                    for table in MAIN_TABLES + CHAT_TABLES
+                    if connection.execute("SELECT to_regclass(%s)", [table]).fetchone() == (None,)
+                ]
+        except (MigrationError, psycopg.Error):
+            raise Fault("they cannot be looked at", "may DB_USER read them?") from None
+        if missing:
+            raise Fault(f"not migrated: {', '.join(missing)}", "sottovoce migrate")
+        if absent:
+            raise Fault(
+                f"migrated once, and now missing: {', '.join(absent)}", "restore them from a backup"
+            )
+        return "all there and migrated"
+
+    async def _audit(self) -> str:
+        return await _in_thread(self._ask_audit)
+
+    def _ask_audit(self) -> str:
+        try:
+            with self._connect() as connection:
+                rows = connection.execute(
+                    "SELECT tgname FROM pg_trigger WHERE tgrelid = to_regclass('chat_audit')"
+                    " AND tgenabled IN ('O', 'A')"
+                ).fetchall()
+        except psycopg.Error:
+            raise Fault("it cannot be looked at", "may DB_USER read it?") from None
+        if absent := TRIGGERS - {row[0] for row in rows}:
+            raise Fault(
+                f"rows can be changed: no trigger {', '.join(sorted(absent))}",
+                "enable them (ALTER TABLE chat_audit ENABLE ALWAYS TRIGGER ...), and ask who "
+                "disabled them",
+            )
+        return "append-only"
+
+    async def _keys(self) -> str:
+        if self._target.jwt_key:
+            try:
+                PemKey(self._target.jwt_key)
+            except ValueError:
+                raise Fault(
+                    "CLERK_JWT_KEY is no PEM of an RSA public key",
+                    "copy it from Clerk's dashboard (API keys, JWKS public key)",
+                ) from None
+            return "CLERK_JWT_KEY"
+        host = urlsplit(self._target.issuer).netloc
+        finding = f"the issuer's keys cannot be had from {host}"
+        remedy = (
+            "look at NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY and the way out to that host, or set "
+            "CLERK_JWT_KEY; a running server keeps the keys that it has"
+        )
+        try:
+            with trio.fail_after(CLIENT_SECONDS):
+                keys = parse_jwks(await fetch_jwks(jwks_url(self._target.issuer)))
+        except (httpx.HTTPError, trio.TooSlowError, ValueError, OSError):
+            raise Fault(finding, remedy) from None
+        return f"{len(keys)} from {host}"
+
+    async def _token(self) -> str:
+        if not self._target.token:
+            raise Fault(
+                "SOTTOVOCE_TOKEN is not set: stream, message and export need a therapist",
+                "put a therapist's session token into it, fresh: Clerk's live for one minute",
+            )
+        keys: KeySource = (
+            PemKey(self._target.jwt_key)
+            if self._target.jwt_key
+            else RemoteKeys(jwks_url(self._target.issuer))
+        )
+        verifier = TokenVerifier(
+            keys,
+            issuer=self._target.issuer,
+            authorized_parties=self._target.authorized_parties,
+        )
+        try:
+            await verifier.verify(self._target.token)
+        except TokenRefused as refused:
+            raise Fault(
+                f"it is refused: {refused.reason.value}",
+                "a fresh one, of the instance that the publishable key names",
+            ) from None
+        return "verified"
+
+    async def _stream(self) -> str:
+        self._need_channel()
+        began = trio.current_time()
+        async with self._client() as client, self._events(client):
+            return f"connected after {(trio.current_time() - began) * 1000:.0f} ms"
+
+    async def _message(self) -> str:
+        channel_id = self._need_channel()
+        body = {
+            "channelId": channel_id,
+            "content": f"A test of the chat by its operator ({self._marker})",
+            "clientMessageId": str(self._marker),
+        }
+        async with self._client() as client, self._events(client) as heard:
+            began = trio.current_time()
+            answer = await client.post("/api/chat/send", json=body)
+            if answer.status_code != 200:
+                raise Fault(
+                    f"the send got {answer.status_code} {_code_of(answer)}",
+                    _remedy_for(answer.status_code),
+                )
+            sent = answer.json()["messageId"]
+            while sent not in heard:  # noqa: ASYNC110 - once in a run
+                await trio.sleep(0.01)
+            milliseconds = (trio.current_time() - began) * 1000
+            await trio.sleep(ONCE_SECONDS)
+        if heard.count(sent) != 1:
+            raise Fault("it came more than once", "this is a defect of the server: report it")
+        return f"sent, and heard once after {milliseconds:.0f} ms"
+
+    async def _export(self) -> str:
+        channel_id = self._need_channel()
+        async with self._client() as client:
+            answer = await client.get("/api/chat/export", params={"channelId": channel_id})
+        if answer.status_code != 200:
+            raise Fault(
+                f"it got {answer.status_code} {_code_of(answer)}", _remedy_for(answer.status_code)
+            )
+        if str(self._marker) not in answer.text:
+            raise Fault("the message just sent is not in it", "report it: a defect of the server")
+        return "has the message"
+
+    def _need_channel(self) -> int:
+        if self._target.token and self._target.channel_id:
+            return self._target.channel_id
+        missing = "a channel" if self._target.token else "a token"
+        raise Fault(
+            f"not tried without {missing}",
+            "SOTTOVOCE_TOKEN and --channel: a therapist's, and one of theirs to send a message to",
+        )
+
+    def _client(self) -> httpx.AsyncClient:
+        token = self._target.token
+        return httpx.AsyncClient(
+            base_url=self._target.base_url,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=CLIENT_SECONDS,
+            trust_env=self._target.base_url.startswith("https:"),
+        )
+
+    @asynccontextmanager
+    async def _events(self, client: httpx.AsyncClient) -> AsyncIterator[list[str]]:
+        """An open stream, from its `connected` on: the ids of the messages that came so far."""
+        heard: list[str] = []
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._listen, client, heard)
+            yield heard
+            nursery.cancel_scope.cancel()
+
+    async def _listen(
+        self,
+        client: httpx.AsyncClient,
+        heard: list[str],
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        parser = EventStreamParser()
+        connected = False
+        async with client.stream("GET", f"/api/chat/{self._target.channel_id}") as response:
+            if response.status_code != 200:
+                await response.aread()
+                raise Fault(
+                    f"it got {response.status_code} {_code_of(response)}",
+                    _remedy_for(response.status_code),
+                )
+            async for part in response.aiter_raw():
+                for event in parser.feed(part):
+                    kind, message_id = _read_event(event)
+                    if kind == "connected" and not connected:
+                        connected = True
+                        task_status.started()
+                    elif message_id:
+                        heard.append(message_id)
+        raise Fault("the server ended it", "look at the server's log for the reason")
+
+    def _connect(self) -> "psycopg.Connection[tuple[Any, ...]]":
+        options: dict[str, Any] = {"connect_timeout": CLIENT_SECONDS, "autocommit": True}
+        if isinstance(self._target.conninfo, str):
+            return psycopg.connect(self._target.conninfo, **options)
+        return psycopg.connect(**self._target.conninfo, **options)
+
+
+async def _bounded(look: Callable[[], Awaitable[str]]) -> str:
+    """The check, in its time; whatever else it raises is a fault too.
+
+    Raises:
+        Fault
+    """
+    try:
+        with trio.fail_after(CHECK_SECONDS):
+            return await look()
+    except trio.TooSlowError:
+        error: BaseException = Fault(
+            f"nothing within {CHECK_SECONDS:g} s", "what hangs here hangs for everybody"
+        )
+    except Exception as failure:
+        error = failure
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, Fault):
+        raise error
+    if isinstance(error, httpx.HTTPError):
+        raise Fault(f"no answer ({type(error).__name__})", "see the line on the server") from None
+    raise Fault(f"it failed ({type(error).__name__})", "the lines above, or report it") from None
+
+
+def _remedy_for(status: int) -> str:
+    match status:
+        case 401:
+            return "the server has other settings than this environment: token, issuer, parties"
+        case 403:
+            return "the token must be of the therapist of --channel"
+        case 404:
+            return "turn the chat on (see flag), or make the token's user known to the database"
+        case 503:
+            return "see postgres and ready"
+        case _:
+            return "the server's log has this request"
+
+
+async def _in_thread(ask: Callable[[], str]) -> str:
+    """The drivers block; a thread that hangs is left behind, and ends with the process."""
+    return await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
+
+
+def _code_of(answer: httpx.Response) -> str:
+    """A problem's code, where it is one."""
+    try:
+        code = answer.json()["code"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return code if isinstance(code, str) and code.isascii() and len(code) < 40 else ""
+
+
+def _read_event(event: ServerSentEvent) -> tuple[str, str]:
+    """(`type`, `id`) of an unnamed event's JSON, each empty where it has none."""
+    if event.event != "message":
+        return "", ""
+    try:
+        data = msgspec.json.decode(event.data)
+        return str(data.get("type", "")), str(data.get("id", ""))
+    except (msgspec.DecodeError, AttributeError):
+        return "", ""
