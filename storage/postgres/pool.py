@@ -196,17 +196,22 @@ class Pool:
 
     def _discard_idle(self) -> None:
         while self._idle:
-            self._idle.pop().pgconn.finish()
+            connection = self._idle.pop()  # a name, or it would be gone before it is closed
+            connection.pgconn.finish()
 
 
 async def _connect(conninfo: dict[str, Any], seconds: float) -> Connection:
     connection = await psycopg.AsyncConnection.connect(**conninfo, autocommit=True)
-    # Not in the startup packet's options, which connection poolers refuse.
-    await connection.execute(
-        f"SET timezone = 'UTC'; SET lock_timeout = {round(LOCK_TIMEOUT_SECONDS * 1000)};"
-        f"SET statement_timeout = {round(seconds * 1000)};"
-        f"SET idle_in_transaction_session_timeout = {round(seconds * 5000)}"
-    )
+    try:
+        # Not in the startup packet's options, which connection poolers refuse.
+        await connection.execute(
+            f"SET timezone = 'UTC'; SET lock_timeout = {round(LOCK_TIMEOUT_SECONDS * 1000)};"
+            f"SET statement_timeout = {round(seconds * 1000)};"
+            f"SET idle_in_transaction_session_timeout = {round(seconds * 5000)}"
+        )
+    except BaseException:
+        connection.pgconn.finish()
+        raise
     return connection
 
 
