@@ -77,7 +77,8 @@ class Gate:
             raise Problem("USER_NOT_FOUND")
         if not access.user.is_active:
             raise Problem("USER_INACTIVE")
-        self._remember((access.user.clerk_id, None), Access(access.user, None))
+        if access.channel is None and self.subscription(access.user).active:
+            self._remember((access.user.clerk_id, None), access)
         return access.user
 
     def permit(self, access: Access) -> Permit:
