@@ -229,6 +229,8 @@ class Store:
                 pass
         key = _PageKey(channel_id, after, PAGE_SIZE if after is not None else size)
         page = await self._pages.submit(key, seconds=self._config.seconds)
+        if page.reset:
+            page = page._replace(records=page.records[-size:])
         HISTORY_READS.labels("postgres").inc()
         if page.records and page.records[-1].seq == page.head:
             self._write_later((channel_id, page.records[-self._config.history_size :], False))
