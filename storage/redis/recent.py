@@ -24,7 +24,7 @@ from storage.redis import Keys
 log = structlog.get_logger("storage")
 
 Write = tuple[int, list[Record], bool]
-"""(channel id, records in order, whether to publish them)"""
+"""(channel id, records in order, whether they are new and to be published)"""
 
 
 def open_client(url: Secret, *, seconds: float) -> "redis.asyncio.Redis":
@@ -88,7 +88,9 @@ class RecentMessages:
     async def write(self, writes: Sequence[Write]) -> None:
         """Add messages to their sets, trim, and publish: in order, one pipeline.
 
-        Nothing is taken away but the oldest, so a late write and a rebuild may cross.
+        A rebuild takes the place of what the set had in its range: another version of a message
+        (its author has a new name) would keep an older message out. Nothing else is taken away
+        but the oldest, so a late write and a rebuild may cross.
 
         Raises:
             StoreUnavailable: Redis is down or hangs; some of it may have been done.
@@ -98,6 +100,8 @@ class RecentMessages:
         for channel_id, records, publish in writes:
             key = self._keys.recent(channel_id)
             encoded = {record.encode(): record.seq for record in records}
+            if not publish:
+                pipeline.zremrangebyscore(key, records[0].seq, records[-1].seq)
             pipeline.zadd(key, encoded)
             pipeline.zremrangebyrank(key, 0, -(self._size + 1))
             pipeline.expire(key, self._ttl)
