@@ -35,7 +35,8 @@ class Feed:
 
     Args:
         on_record: called with (channel id, record) for each message, in Redis' order. Plain.
-        on_missed: called after each (re)connection, once all is subscribed. Plain.
+        on_missed: called when the connection is lost, and after each new one once all is
+            subscribed: both times something may have passed unheard. Plain.
     """
 
     def __init__(
@@ -98,7 +99,9 @@ class Feed:
                     log.warning("feed_lost", **describe(error))
                     self._breaker.record(Event.FAILED)
                 finally:
-                    self.connected = False
+                    if self.connected:
+                        self.connected = False
+                        self._on_missed()
                     self._pending = set(self._wanted)
                     self._dropped.clear()
                     for channel_id, event in self._wanted.items():
