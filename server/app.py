@@ -131,6 +131,13 @@ class Application:
         send: Send,
         extra: list[tuple[bytes, bytes]],
     ) -> None:
+        if request.framed_twice:
+            # What follows on this connection may be a part of the body to a proxy before us.
+            raise Problem(
+                "INVALID_BODY",
+                detail="A body has a length or comes in chunks, not both.",
+                headers=[(b"connection", b"close")],
+            )
         if route is None:
             raise Problem("NOT_FOUND")
         if route.path.startswith(routes.CHAT_PREFIX) and not service.enabled:

@@ -69,11 +69,17 @@ class Request:
         return raw
 
     def header(self, name: bytes) -> bytes | None:
-        """The first header of a lower-case name."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
+        """The header of a lower-case name; several count as one list (RFC 9110 §5.3), which is
+        no content type, cursor or key: a second one can override nothing."""
+        values = [value for key, value in self.headers if key == name]
+        return b", ".join(values) if values else None
+
+    @property
+    def framed_twice(self) -> bool:
+        """Whether it says in two ways where its body ends, which no honest client does: so
+        requests are smuggled past a proxy that believes the other way (RFC 9112 §6.1)."""
+        names = {key for key, _ in self.headers}
+        return {b"content-length", b"transfer-encoding"} <= names
 
     def query(self, name: str) -> str | None:
         """The first query parameter of a name.
