@@ -69,6 +69,8 @@ class AuditTrail:
         self._pool = pool
         self._waiting: deque[AuditRow] = deque()
         self._arrived = trio.Event()
+        self._suspects = 0
+        """Rows at the front, one of which was refused: each is written alone."""
 
     def note(self, row: AuditRow) -> None:
         """Have a row written soon; plain. A row that is given up is logged with its ids."""
@@ -102,21 +104,26 @@ class AuditTrail:
                 self._give_up(self._waiting.popleft())
 
     async def _write_some(self) -> bool:
-        batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
+        """Whether PostgreSQL took the rows or refused them, so that the next may follow."""
+        size = 1 if self._suspects else MAX_BATCH
+        batch = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
         settled = False
         try:
             await self._insert(batch)
             settled = True
         except StatementFailed:  # a defect of ours: the log keeps what the table would not
+            if len(batch) > 1:
+                self._suspects = len(batch)
+                return True
             settled = True
-            for row in batch:
-                self._give_up(row)
+            self._give_up(batch[0])
         except StoreUnavailable:
-            pass
+            return False
         finally:
             if not settled:
                 self._waiting.extendleft(reversed(batch))
-        return settled
+        self._suspects = max(0, self._suspects - 1)
+        return True
 
     async def _insert(self, rows: list[AuditRow]) -> None:
         await self._pool.fetch("audit", (msgspec.json.encode(rows).decode(),))
