@@ -7,6 +7,7 @@ from typing import Annotated
 import trio
 import typer
 
+from server.auth.jwks import PemKey
 from server.cli.output import refuse
 from server.engine.environment import with_env_file
 from server.engine.sockets import listen, url_of
@@ -31,10 +32,14 @@ def serve(
     try:
         env = with_env_file(os.environ, env_file)
         settings = load_settings(env)
+        if settings.clerk_jwt_key:
+            PemKey(settings.clerk_jwt_key)
     except SettingsError as error:
         refuse(error.findings)
     except (OSError, UnicodeDecodeError):
         refuse([f"{env_file} cannot be read"])
+    except ValueError as error:
+        refuse([f"CLERK_JWT_KEY is wrong: {error}"])
     configure_logging(settings.log_format, settings.log_level)
     _warn_of_migrations(settings)
     try:

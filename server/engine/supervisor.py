@@ -220,7 +220,8 @@ class Supervisor:
             # Popen itself, not Trio's: that one forks in a thread, and is slower for nothing.
             worker = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "server.engine.worker"),
+                    # -P: not from the folder that we happen to be in.
+                    *(sys.executable, "-P", "-m", "server.engine.worker"),
                     *("--fd", str(self._sock.fileno()), "--ready-fd", str(worker_end)),
                     *self._arguments,
                 ],

@@ -93,6 +93,7 @@ class Worker:
         self._app = app
         self._drain_seconds = drain_seconds
         self._read_flag = read_flag
+        self._started = False  # the application, that is
         self._ready = False
         self._ending = trio.Event()
 
@@ -105,9 +106,9 @@ class Worker:
                 await self._serve(sock, ready_fd)
                 nursery.cancel_scope.cancel()
         except Exception as error:
-            self.failed = True
-            if self.findings is None:
+            if self.findings is None and not self.failed:  # else it is said already
                 log.critical("worker_failed", exc_info=_innermost(error))
+            self.failed = True
 
     async def _serve(self, sock: socket.socket, ready_fd: int) -> None:
         async with trio.open_nursery() as nursery:
@@ -119,7 +120,10 @@ class Worker:
                 sockets=Sockets(secure_sockets=[], insecure_sockets=[sock], quic_sockets=[]),
                 shutdown_trigger=self._drained,
             )
-            await nursery.start(serve)  # returns after the lifespan's startup
+            await nursery.start(serve)
+            # Hypercorn says that it has started where the lifespan's startup failed, too.
+            if not self._started:
+                return
             self._ready = True
             os.write(ready_fd, b"1")
             log.info("worker_ready")
@@ -130,16 +134,18 @@ class Worker:
         if scope["type"] != "lifespan":
             await self._app(scope, receive, send)
             return
-        seen = set()
+        told_to_end = False
 
         async def receive_and_see() -> Message:
+            nonlocal told_to_end
             message = await receive()
-            seen.add(message["type"])
+            told_to_end = told_to_end or message["type"] == "lifespan.shutdown"
             return message
 
         async def send_and_see(message: Message) -> None:
-            seen.add(message["type"])
-            if message["type"] == "lifespan.startup.failed":
+            if message["type"] == "lifespan.startup.complete":
+                self._started = True
+            elif message["type"] == "lifespan.startup.failed":
                 self.findings = message.get("message", "").splitlines()
             await send(message)
 
@@ -150,9 +156,9 @@ class Worker:
                 raise
             log.critical("application_failed", exc_info=_innermost(error))
             self.failed = True
-        if "lifespan.startup.complete" not in seen:
+        if not self._started:
             await send({"type": "lifespan.startup.failed", "message": ""})  # raises
-        if "lifespan.shutdown" not in seen:
+        if not told_to_end:
             self.failed = True
             self._ending.set()
 
