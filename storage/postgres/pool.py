@@ -39,6 +39,13 @@ crash, cancel), resources, read-only (a standby), system error. PostgreSQL docs,
 _BUSY = ("55P03", "40001", "40P01")
 """Lock not available, serialization failure, deadlock."""
 
+_SETTINGS = b"""
+SELECT set_config('timezone', 'UTC', false), set_config('lock_timeout', %s, false),
+       set_config('statement_timeout', %s, false),
+       set_config('idle_in_transaction_session_timeout', %s, false)
+"""
+"""Not in the startup packet's options, which connection poolers refuse."""
+
 
 class StatementFailed(Exception):
     """A statement was refused: a defect of ours, or data that does not fit.
@@ -80,6 +87,11 @@ class Pool:
             "tcp_user_timeout": round(seconds * 1000),
             "keepalives_idle": 30,
         }
+        self._settings = (
+            f"{round(LOCK_TIMEOUT_SECONDS * 1000)}",
+            f"{round(seconds * 1000)}",
+            f"{round(seconds * 5000)}",
+        )
         self._idle: list[Connection] = []
         self._free = trio.Semaphore(size)
 
@@ -158,15 +170,23 @@ class Pool:
             self._free.release()
 
     async def _connect(self, deadline: float) -> Connection:
-        scope = trio.CancelScope(deadline=deadline)
+        connection: Connection | None = None
+        error: Exception = trio.TooSlowError()
         try:
-            with scope:
-                return await self._bridge.run(_connect, self._conninfo, self._seconds)
-        except psycopg.Error as error:
-            timed_out = isinstance(error, psycopg.errors.ConnectionTimeout)
-            self._failed(Event.FAILED if timed_out else Event.REFUSED, "connect", error)
-            raise StoreUnavailable from None
-        self._failed(Event.FAILED, "connect", trio.TooSlowError())
+            with trio.CancelScope(deadline=deadline):
+                connection = await self._bridge.run(_connect, self._conninfo)
+            if connection is not None:
+                left = deadline - trio.current_time()
+                with trio.CancelScope(shield=True):  # as in _try
+                    await self._bridge.run(_execute, connection, _SETTINGS, self._settings, left)
+                return connection
+        except psycopg.Error as caught:
+            error = caught
+        if connection is not None:
+            connection.pgconn.finish()
+        hangs = isinstance(error, (trio.TooSlowError, psycopg.errors.ConnectionTimeout))
+        event = Event.FAILED if hangs or connection is not None else Event.REFUSED
+        self._failed(event, "connect", error)
         raise StoreUnavailable
 
     def _judge(self, error: psycopg.Error, name: str) -> None:
@@ -200,19 +220,8 @@ class Pool:
             connection.pgconn.finish()
 
 
-async def _connect(conninfo: dict[str, Any], seconds: float) -> Connection:
-    connection = await psycopg.AsyncConnection.connect(**conninfo, autocommit=True)
-    try:
-        # Not in the startup packet's options, which connection poolers refuse.
-        await connection.execute(
-            f"SET timezone = 'UTC'; SET lock_timeout = {round(LOCK_TIMEOUT_SECONDS * 1000)};"
-            f"SET statement_timeout = {round(seconds * 1000)};"
-            f"SET idle_in_transaction_session_timeout = {round(seconds * 5000)}"
-        )
-    except BaseException:
-        connection.pgconn.finish()
-        raise
-    return connection
+async def _connect(conninfo: dict[str, Any]) -> Connection:
+    return await psycopg.AsyncConnection.connect(**conninfo, autocommit=True)
 
 
 async def _execute(
