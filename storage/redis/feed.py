@@ -141,6 +141,9 @@ class Feed:
                 confirmed = self._wanted.get(self._keys.channel_of(name))
                 if confirmed is not None:
                     confirmed.set()
+            elif kind == b"unsubscribe":  # the driver's own list; it would only grow
+                pubsub.channels.pop(name, None)
+                pubsub.pending_unsubscribe_channels.discard(name)
 
     async def _keep_subscribed(self, pubsub: "redis.asyncio.client.PubSub") -> None:
         """Tell Redis what changed; while one command is sent, the next changes gather."""
