@@ -10,7 +10,7 @@ import trio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from protocol.confidential import Secret
@@ -129,6 +129,8 @@ class RecentMessages:
             refused = isinstance(error, (RedisConnectionError, OSError)) and not isinstance(
                 error, (RedisTimeoutError, TimeoutError)
             )
+            # It may be read and not written: between failed writes a read always succeeds.
+            refused |= operation == "probe" and isinstance(error, ResponseError)
             if self._breaker.up:  # while it is down, that was said once
                 log.warning("redis_failed", operation=operation, **describe(error))
             self._breaker.record(Event.REFUSED if refused else Event.FAILED)
