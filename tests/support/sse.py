@@ -11,6 +11,9 @@ import trio
 
 from protocol.parser import EventStreamParser, ServerSentEvent
 
+BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError)
+"""How a connection that ended badly shows."""
+
 
 class StreamRefused(Exception):
     """The server answered with a status that is not 200."""
@@ -62,20 +65,16 @@ class StreamClient:
             self._http.receive_data(await self._stream.receive_some(65536))
         return event  # type: ignore[return-value]
 
-    async def batches(self) -> AsyncIterator[list[ServerSentEvent]]:
-        """Events as they come, those of one read together; ends when the server ends it.
+    async def read(self) -> list[ServerSentEvent] | None:
+        """The next events, those of one read together; None when the server ended the stream.
 
         Raises:
-            h11.RemoteProtocolError, trio.BrokenResourceError: the connection broke.
+            one of `BROKEN`: the connection broke.
         """
         while isinstance(event := await self._next(), h11.Data):
             if batch := self.parser.feed(bytes(event.data)):
-                yield batch
-
-    async def events(self) -> AsyncIterator[ServerSentEvent]:
-        async for batch in self.batches():
-            for event in batch:
-                yield event
+                return batch
+        return None
 
     def cut(self, *, reset: bool) -> None:
         """End the connection now, as a network would: with a RST, or a FIN."""

@@ -22,15 +22,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h11
 import msgspec
 import trio
 
+from protocol.parser import ServerSentEvent
 from tests.support.keep_alive import KeepAlive
-from tests.support.sse import StreamRefused, open_stream
+from tests.support.sse import BROKEN, StreamClient, StreamRefused, open_stream
 
 Json = dict[str, Any]
-BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError)
 
 
 class Pair(msgspec.Struct):
@@ -72,18 +71,11 @@ class Reader:
                     raise
             await trio.sleep(self._rng.uniform(0, 0.05))
 
-    async def _read(self, client: Any) -> None:
-        async for batch in client.batches():
+    async def _read(self, client: StreamClient) -> None:
+        while (batch := await client.read()) is not None:
             for event in batch:
                 if event.event == "message":
-                    data = json.loads(event.data)
-                    if data.get("type") == "connected":
-                        self.open.set()
-                        continue
-                    assert data["channelId"] == self.pair.channel_id, "another channel's message"
-                    self.shown.append((int(event.id), data["id"]))
-                    self.arrived.setdefault(data["id"], time.perf_counter())
-                    self._last_id = event.id
+                    self._show(event)
                 elif event.event == "reset":
                     self.resets += 1
                 if self._cuts and len(self.shown) >= self._cuts[-1]:
@@ -91,6 +83,16 @@ class Reader:
                     self._cuts.pop()
                     client.cut(reset=self._rng.random() < 0.5)
                     return
+
+    def _show(self, event: ServerSentEvent) -> None:
+        data = json.loads(event.data)
+        if data.get("type") == "connected":
+            self.open.set()
+            return
+        assert data["channelId"] == self.pair.channel_id, "another channel's message"
+        self.shown.append((int(event.id), data["id"]))
+        self.arrived.setdefault(data["id"], time.perf_counter())
+        self._last_id = event.id
 
     @property
     def cuts_left(self) -> int:
