@@ -132,10 +132,14 @@ def _run(
         sock = listen(host, port, stall_seconds=settings.stall_seconds)
     except OSError as error:
         raise Failed(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    try:
+        local_issuer = LocalIssuer(data_dir)
+    except ValueError as error:
+        raise Failed(str(error)) from None
     connections = workers * settings.db_connections + OTHER_CONNECTIONS
     postgres = EmbeddedPostgres(data_dir / "postgres", config={"max_connections": connections})
     valkey = EmbeddedValkey(data_dir / "valkey")
-    with sock, postgres, valkey, LocalIssuer(data_dir) as issuer:
+    with sock, postgres, valkey, local_issuer as issuer:
         migrate(postgres.conninfo)
         demo = Demo(
             settings,

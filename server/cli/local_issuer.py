@@ -5,6 +5,7 @@ a restart.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import secrets
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -41,9 +43,7 @@ class SigningKey:
     def __init__(self, path: Path) -> None:
         self.path = path
         if path.exists():
-            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-            if not isinstance(key, rsa.RSAPrivateKey):
-                raise ValueError("not an RSA key")
+            key = _read_key(path)
         else:
             key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
             pem = key.private_bytes(
@@ -136,6 +136,15 @@ class LocalIssuer:
         assert self._server is not None
         self._server.shutdown()
         self._server.server_close()
+
+
+def _read_key(path: Path) -> rsa.RSAPrivateKey:
+    key = None
+    with contextlib.suppress(ValueError, TypeError, UnsupportedAlgorithm):
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise ValueError(f"{path} holds no RSA key: remove it, and a new one is made")
+    return key
 
 
 def _handler(jwks: bytes) -> type[BaseHTTPRequestHandler]:

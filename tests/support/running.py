@@ -58,15 +58,15 @@ class RunningServer:
 
     def client(self, person: str | None = "therapist", **options: Any) -> httpx.Client:
         """A client as that person; None: as nobody."""
-        headers = self.headers(person) if person else {}
-        return httpx.Client(base_url=self.base_url, headers=headers, trust_env=False, **options)
+        return httpx.Client(**self._client_options(person, options))
 
     def async_client(self, person: str | None = "therapist", **options: Any) -> httpx.AsyncClient:
         """The same for Trio."""
-        headers = self.headers(person) if person else {}
-        return httpx.AsyncClient(
-            base_url=self.base_url, headers=headers, trust_env=False, **options
-        )
+        return httpx.AsyncClient(**self._client_options(person, options))
+
+    def _client_options(self, person: str | None, options: dict[str, Any]) -> dict[str, Any]:
+        headers = (self.headers(person) if person else {}) | options.pop("headers", {})
+        return {"base_url": self.base_url, "headers": headers, "trust_env": False, **options}
 
     def command(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run `sottovoce` with this server's data folder."""
@@ -92,12 +92,13 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    *, workers: int = 1, data_dir: Path | None = None, **environ: str
+    *, workers: int = 1, port: int = 0, data_dir: Path | None = None, **environ: str
 ) -> Iterator[RunningServer]:
     """A `sottovoce dev` on a free port, while the block lasts.
 
     Args:
         workers: how many processes.
+        port: 0 chooses a free one.
         data_dir: kept; None: a temporary one.
         environ: settings, such as SOTTOVOCE_HEARTBEAT_SECONDS="0.2".
     """
@@ -105,7 +106,7 @@ def running_server(
         data_dir = data_dir or folder / "data"
         ready_file = folder / "ready.json"
         log_file = folder / "log"
-        arguments = ["--port", "0", "--workers", str(workers)]
+        arguments = ["--port", str(port), "--workers", str(workers)]
         arguments += ["--data-dir", str(data_dir), "--ready-file", str(ready_file)]
         with log_file.open("wb") as log:
             process = subprocess.Popen(
