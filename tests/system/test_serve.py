@@ -1,0 +1,155 @@
+"""`sottovoce serve` as a service manager uses it: settings from a file, SIGHUP, SIGTERM."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil  # type: ignore[import-untyped,unused-ignore]
+import pytest
+
+from server.cli.people import Seeded, seed_people
+from tests.support.running import COMMAND, START_SECONDS, clean_environment, wait_until
+from tests.support.services import Database
+from tests.support.tokens import Signer
+
+FLAG = "NEXT_PUBLIC_ENABLE_CHAT_FEATURE"
+
+
+class Deployment:
+    """What `serve` needs, in an env file."""
+
+    def __init__(self, folder: Path, database: Database, redis_url: str) -> None:
+        self.folder = folder
+        self.env_file = folder / "env"
+        self.signer = Signer()
+        self.people: dict[str, Seeded] = seed_people(database.conninfo)
+        conninfo = database.conninfo
+        self.values = {
+            FLAG: "true",
+            "UPSTASH_REDIS_URL": redis_url,
+            "DB_HOST": conninfo["host"],
+            "DB_PORT": conninfo["port"],
+            "DB_USER": conninfo["user"],
+            "DB_PASSWORD": conninfo["password"],
+            "DB_DATABASE": conninfo["dbname"],
+            "SOTTOVOCE_DB_SSLMODE": "disable",
+            # clerk.example.com$
+            "NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY": "pk_live_Y2xlcmsuZXhhbXBsZS5jb20k",
+            "CLERK_JWT_KEY": self.signer.pem.replace("\n", "\\n"),
+            "SOTTOVOCE_DRAIN_SECONDS": "0.2",
+        }
+        self.write()
+
+    def write(self, **changes: str) -> None:
+        self.values |= changes
+        lines = [f"{name}='{value}'\n" for name, value in self.values.items()]
+        self.env_file.write_text("".join(lines))
+
+    @contextmanager
+    def serving(self, *arguments: str) -> Iterator[tuple["subprocess.Popen[bytes]", httpx.Client]]:
+        log_file = self.folder / "log"
+        command = [*COMMAND, "serve", "--host", "127.0.0.1", "--port", "0", *arguments]
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                [*command, "--env-file", str(self.env_file)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=clean_environment({}),
+            )
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while "worker_ready" not in self.log:
+                assert process.poll() is None and time.monotonic() < deadline, self.log
+                time.sleep(0.05)
+            (url,) = [line.split()[-1] for line in self.log.splitlines() if "serving on" in line]
+            token = self.signer.mint(sub="user_dev_prospect", exp=int(time.time()) + 600)
+            headers = {"Authorization": f"Bearer {token}"}
+            with httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=20) as client:
+                yield process, client
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            finally:
+                process.kill()
+                process.wait()
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+
+@pytest.fixture
+def deployment(folder: Path, database: Database, redis_url: str) -> Deployment:
+    return Deployment(folder, database, redis_url)
+
+
+def test_a_reload_turns_the_chat_off_for_open_streams_too_and_on_again(deployment: Deployment):
+    channel = f"/api/chat/{deployment.people['prospect'].channel_id}"
+
+    def status() -> int:
+        return client.get("/api/chat/availability").status_code
+
+    with deployment.serving("--workers", "2") as (process, client):
+        with client.stream("GET", channel) as response:
+            lines = response.iter_lines()
+            assert any('"connected"' in line for line in lines)
+            deployment.write(**{FLAG: "false"})
+            process.send_signal(signal.SIGHUP)
+            assert any('"chat_disabled"' in line for line in lines)
+        wait_until(lambda: all(status() == 404 for _ in range(8)), what="turning off")
+        deployment.write(**{FLAG: "true"})
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: all(status() == 200 for _ in range(8)), what="turning on")
+
+
+def test_sigterm_drains_and_leaves_no_process(deployment: Deployment):
+    channel = f"/api/chat/{deployment.people['prospect'].channel_id}"
+    with deployment.serving("--workers", "2") as (process, client):
+        family = [process_of(process), *process_of(process).children(recursive=True)]
+        with client.stream("GET", channel) as response:
+            lines = response.iter_lines()
+            assert any('"connected"' in line for line in lines)
+            process.terminate()
+            assert any('"drain"' in line for line in lines)
+        assert process.wait(20) == 0
+        assert psutil.wait_procs(family, timeout=10)[1] == []
+    for secret in (deployment.values["DB_PASSWORD"], deployment.values["UPSTASH_REDIS_URL"]):
+        assert secret not in deployment.log
+
+
+def test_all_workers_count_into_one_set_of_metrics(deployment: Deployment):
+    def requests() -> float:
+        prefix = 'sottovoce_request_seconds_count{route="availability"'
+        lines = client.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(prefix))
+
+    with deployment.serving("--workers", "2") as (process, client):
+        wait_until(lambda: deployment.log.count("worker_ready") == 2)
+        workers = process_of(process).children()
+        for _ in range(20):  # on connections of their own, so that both workers get some
+            httpx.get(f"{client.base_url}/api/chat/availability", trust_env=False)
+        wait_until(lambda: requests() == 20, what="counting")
+        folders = {worker.environ()["PROMETHEUS_MULTIPROC_DIR"] for worker in workers}
+        assert len(folders) == 1
+    assert not any(Path(folder).exists() for folder in folders)
+
+
+def test_a_database_that_is_not_migrated_is_warned_of_and_served(
+    folder: Path, empty_database: Database, database: Database, redis_url: str
+):
+    deployment = Deployment(folder, database, redis_url)
+    deployment.write(DB_DATABASE=empty_database.conninfo["dbname"])
+    with deployment.serving() as (_, client):
+        assert client.get("/healthz").status_code == 200
+    assert "warning: not migrated (0001_main_application" in deployment.log
+
+
+def process_of(process: "subprocess.Popen[bytes]") -> Any:
+    return psutil.Process(process.pid)
