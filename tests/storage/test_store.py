@@ -377,6 +377,7 @@ async def test_a_forgotten_set_is_rebuilt(database: Database, redis_url: str):
     async with opened_store(database, redis_url) as (store, _):
         await store.history(room.channel_id, None, head=60)
         with redis.Redis.from_url(redis_url) as client:
+            await until(lambda: client.zcard(Keys(database.conninfo).recent(room.channel_id)) == 50)
             client.flushall()
             sources = Sources()
             assert len((await store.history(room.channel_id, None, head=60)).records) == 50
