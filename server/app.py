@@ -118,7 +118,8 @@ class Application:
             if service is not None:
                 self._note_refusal(service, route, request, problem)
             body = self._body_of(problem, service, route)
-            await problem_response(problem, body)(watched, extra)
+            linger = request.discard if request.unread else None
+            await problem_response(problem, body)(watched, extra, linger=linger)
         finally:
             if route is not routes.STREAM or status != 200:
                 self._log(route, request, status, trio.current_time() - started)

@@ -16,6 +16,9 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 MAX_QUERY_FIELDS: Final = 32
+LINGER_SECONDS: Final = 2.0
+LINGER_BYTES: Final = 8 * 1024 * 1024
+"""How much of a body that nobody wants is taken in, so that its sender reads the answer."""
 
 
 class Request:
@@ -29,6 +32,7 @@ class Request:
     """
 
     __slots__ = (
+        "_ended",
         "_receive",
         "_scope",
         "channel_id",
@@ -43,6 +47,7 @@ class Request:
     def __init__(self, scope: Scope, receive: Receive, *, path_id: int | None) -> None:
         self._scope = scope
         self._receive = receive
+        self._ended = False
         self.id = secrets.token_hex(8)
         self.method: str = scope["method"]
         self.path_id = path_id
@@ -147,16 +152,43 @@ class Request:
         size = 0
         with trio.move_on_after(seconds):
             while True:
-                message = await self._receive()
-                if message["type"] == "http.disconnect":
-                    raise PeerLeft
-                parts.append(message.get("body", b""))
+                parts.append(await self._next_part())
                 size += len(parts[-1])
                 if size > limit:
                     raise Problem("BODY_TOO_LARGE", limit=limit)
-                if not message.get("more_body", False):
+                if self._ended:
                     return b"".join(parts)
+        self._ended = True  # for us: it had its time
         raise Problem("REQUEST_TIMEOUT")
+
+    @property
+    def unread(self) -> bool:
+        """Whether some of its body is still to come."""
+        names = (b"content-length", b"transfer-encoding")
+        return not self._ended and any(key in names for key, _ in self.headers)
+
+    async def discard(self) -> None:
+        """Take in the rest of the body and forget it, within limits.
+
+        A connection that is closed while there is something to read is reset, and a reset
+        takes away the answer from under a client that is still sending (RFC 9112 §9.6).
+        """
+        size = 0
+        with trio.move_on_after(LINGER_SECONDS):
+            try:
+                while self.unread and size < LINGER_BYTES:
+                    size += len(await self._next_part())
+            except PeerLeft:
+                pass
+
+    async def _next_part(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._ended = True
+            raise PeerLeft
+        self._ended = not message.get("more_body", False)
+        part: bytes = message.get("body", b"")
+        return part
 
 
 class PeerLeft(Exception):

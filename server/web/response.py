@@ -35,7 +35,19 @@ class Response:
     def __repr__(self) -> str:
         return f"<Response {self.status}>"
 
-    async def __call__(self, send: Send, extra: Headers = ()) -> None:
+    async def __call__(
+        self,
+        send: Send,
+        extra: Headers = (),
+        *,
+        linger: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Send it.
+
+        Args:
+            extra: headers of every response.
+            linger: waited for when the client has everything and before the response ends.
+        """
         await send(
             {
                 "type": "http.response.start",
@@ -43,7 +55,12 @@ class Response:
                 "headers": [*self.headers, *extra],
             }
         )
-        await send({"type": "http.response.body", "body": self.body})
+        if linger is None:
+            await send({"type": "http.response.body", "body": self.body})
+            return
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        await linger()
+        await send({"type": "http.response.body", "body": b""})
 
 
 def json_response(value: Any, *, status: int = 200) -> Response:

@@ -444,6 +444,19 @@ def test_fifty_megabytes_in_chunks_are_answered_early(target: Target):
     assert sent < 2 * 2**20, "it was read on and on"
 
 
+@pytest.mark.parametrize("signed_in", [True, False])
+def test_the_answer_to_a_body_that_is_still_coming_is_not_lost(target: Target, signed_in: bool):
+    """A client that writes all of it before it reads must find the answer, and no reset."""
+    chat = target.chat
+    person = target.pair.prospect if signed_in else None
+    for _ in range(15):
+        answer = chat.post(SEND, person, CANARY.encode() * 60_000)
+        if signed_in:
+            assert_refused(answer, 413, "BODY_TOO_LARGE")
+        else:
+            assert_refused(answer, 401, "UNAUTHENTICATED")
+
+
 @pytest.mark.parametrize("length", ["-1", "+5", "1e3", "0x10", "5, 6", "", "9" * 30, "cAnArY7f3e9"])
 def test_a_content_length_that_is_no_length(target: Target, length: str):
     with raw(target.chat) as sock:
@@ -480,16 +493,15 @@ def test_a_length_and_chunks_at_once_smuggle_nothing(target: Target):
             + inner
             + body
         )
-        sock.settimeout(2)
-        answer = read_answer(sock)
-        assert answer.status_code == 400
-        rest = b""
+        answer = b""
         try:
             while more := sock.recv(65536):
-                rest += more
-        except (TimeoutError, ConnectionError):
+                answer += more
+        except ConnectionError:
             pass
-    assert b"200" not in rest[:20], "what stood in the body was taken for a request"
+    # Stock Hypercorn sometimes closes before it has written; the connection ends either way.
+    assert answer.count(b"HTTP/1.1 ") <= 1, "what stood in the body was taken for a request"
+    assert not answer or answer.startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize(
