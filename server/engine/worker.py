@@ -27,6 +27,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config, Sockets
 from hypercorn.trio.run import worker_serve
 
+from server.engine.containment import contain_connections
 from server.engine.environment import with_env_file
 from server.engine.sockets import BACKLOG
 from server.logs import configure_logging, hide_uncaught_exceptions
@@ -111,6 +112,7 @@ class Worker:
             self.failed = True
 
     async def _serve(self, sock: socket.socket, ready_fd: int) -> None:
+        contain_connections()
         async with trio.open_nursery() as nursery:
             app: Any = self._run_app  # Hypercorn's types name every message
             serve = partial(

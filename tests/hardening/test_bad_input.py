@@ -800,3 +800,47 @@ def test_bytes_after_the_request_of_a_stream(target: Target):
         beat = events.next(heartbeats=True)
         while beat.event != "heartbeat":
             beat = events.next(heartbeats=True)
+
+
+# What is no request of ours at all
+
+GET = b"GET /api/chat/1 HTTP/1.1\r\nHost: x\r\n"
+H2C = GET + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: %b\r\n\r\n"
+WEBSOCKET = (
+    GET + b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n%b\r\n"
+)
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+JUNK = {
+    "an upgrade to h2c with settings that are no base64": H2C % b"x",
+    "an upgrade to h2c with settings that are none": H2C % b"AAAA",
+    "an upgrade to h2c with frames that are none": H2C % b"AAMAAABkAAQAAP__" + b"\xff" * 500,
+    "HTTP/2 without a preface": b"\0\0\x04\x08\0\0\0\0\0\0\0\0\0",
+    "HTTP/2 with frames that are none": PREFACE + b"\xff" * 500,
+    "HTTP/2 with headers that are none": PREFACE
+    + b"\0\0\0\x04\0\0\0\0\0"
+    + b"\0\0\x03\x01\x05\0\0\0\x01\xff\xff\xff",
+    "a websocket": WEBSOCKET % b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n",
+    "a websocket without a key": WEBSOCKET % b"",
+    "a websocket and frames that are none": WEBSOCKET
+    % b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    + b"\xff" * 500,
+    "a TLS client": b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + b"\xaa" * 500,
+    "nothing but line ends": b"\r\n" * 5000,
+    "nothing but NULs": b"\0" * 5000,
+}
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_what_is_no_http_costs_its_sender_the_connection_and_nobody_else_theirs(
+    target: Target, junk: str
+):
+    """The fixture sees that the open stream lives."""
+    with raw(target.chat) as sock:
+        sock.sendall(JUNK[junk])
+        sock.settimeout(0.3)
+        try:
+            while sock.recv(65536):
+                pass
+        except (TimeoutError, ConnectionError):
+            pass
