@@ -8,6 +8,7 @@ what this object holds.
 import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import structlog
@@ -206,11 +207,9 @@ class Connection:
             elif now >= lease.session_ends:
                 self.end(ClosingReason.SESSION_ENDED)
             else:
-                try:
+                with trio.move_on_at(ends), suppress(StoreUnavailable):
                     if (reason := await lease.check()) is not None:
                         self.end(reason)
-                except StoreUnavailable:
-                    pass
             if self.reason is not None:
                 return
 
@@ -222,8 +221,7 @@ class Connection:
             elif self.watermark.state is State.BEHIND:
                 await self._catch_up(send)
             else:
-                quiet = trio.current_time() - self._wrote
-                await self.outbox.wait(self._limits.heartbeat - quiet)
+                await self.outbox.wait(self._wrote + self._limits.heartbeat)
                 if not len(self.outbox):
                     await self._beat_if_due(send)
 
@@ -256,6 +254,7 @@ class Connection:
             await self._send(send, body)
         elif self.watermark.state is State.BEHIND:
             await trio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))
+            await self._beat_if_due(send)
 
     def _replay(self, page: Page) -> bytes:
         """What of a page is due, and, if that is all there is, what gathered meanwhile."""
@@ -267,7 +266,7 @@ class Connection:
         return join_plain(frames)
 
     async def _beat_if_due(self, send: Send) -> None:
-        if trio.current_time() - self._wrote >= self._limits.heartbeat:
+        if trio.current_time() >= self._wrote + self._limits.heartbeat:
             await self._send(send, HEARTBEAT_EVENT)
 
     async def _send(self, send: Send, body: bytes) -> None:

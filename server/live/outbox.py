@@ -61,13 +61,13 @@ class Outbox:
         if self._wakeup is not None:
             self._wakeup.set()
 
-    async def wait(self, seconds: float) -> None:
-        """Until something is offered, `wake` is called, or the time is over."""
+    async def wait(self, deadline: float) -> None:
+        """Until something is offered, `wake` is called, or that time, on Trio's clock, is here."""
         if self._frames:
             return
         self._wakeup = trio.Event()
         try:
-            with trio.move_on_after(seconds):
+            with trio.move_on_at(deadline):
                 await self._wakeup.wait()
         finally:
             self._wakeup = None
