@@ -63,9 +63,17 @@ def read_ready(data_dir: Path) -> Ready:
         ready = msgspec.json.decode((data_dir / FILE).read_bytes(), type=Ready)
     except (OSError, msgspec.MsgspecError):
         raise NotRunning(data_dir) from None
-    if not psutil.pid_exists(ready.pids.supervisor):  # killed, it could not clean up
+    if not _lives(ready.pids.supervisor):  # killed, it could not clean up
         raise NotRunning(data_dir)
     return ready
+
+
+def _lives(pid: int) -> bool:
+    """In a container often nobody reaps the dead."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def write_ready(ready: Ready, *paths: Path) -> None:
