@@ -74,7 +74,7 @@ class Application:
         try:
             settings = load_settings(self._environ)
         except SettingsError as error:
-            await send({"type": "lifespan.startup.failed", "message": "; ".join(error.findings)})
+            await send({"type": "lifespan.startup.failed", "message": "\n".join(error.findings)})
             return
         async with open_service(settings) as service:
             self._service = service

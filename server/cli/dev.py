@@ -89,6 +89,7 @@ def _environment(environ: Mapping[str, str], **services: str) -> dict[str, str]:
         FLAG: "true",
         "SOTTOVOCE_LOG_FORMAT": "console",
         "SOTTOVOCE_DRAIN_SECONDS": "1",  # nobody waits for it here
+        "SOTTOVOCE_MAX_SENDS_PER_SECOND": "1000",  # scripts and load tests type faster
     }
     embedded = {
         "UPSTASH_REDIS_URL": "redis://127.0.0.1",
