@@ -337,6 +337,7 @@ async def test_an_ended_stream_says_why_and_whether_to_come_back(
             opened.connection.end(reason)
             opened.connection.end(ClosingReason.DRAIN)
         assert room.hub.streams == 0, "at once"
+        assert opened.connection.watermark.state is State.ENDED
         room.publish()
     assert reason_of(opened.peer) == (reason.value, CLOSING_RULES[reason].reconnect)
     assert opened.peer.ended

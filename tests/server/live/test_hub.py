@@ -103,6 +103,7 @@ def test_repeats_and_old_ones_go_no_further():
         hub.deliver(42, record(seq))
     hub.publish(channel, frame(3))
     assert stream.seqs == [6, 7]
+    assert channel.head == 7
     assert not hub.gap_found.is_set()
 
 
