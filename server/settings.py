@@ -5,7 +5,6 @@ checks the values. The README's table is made from this struct.
 """
 
 import base64
-import binascii
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
@@ -25,7 +24,7 @@ class About(NamedTuple):
 
 Text = Annotated[str, Meta(min_length=1)]
 Names = tuple[Text, ...]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=7 * 86_400)]  # so that no wait is without end
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=1024)]
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
@@ -225,7 +224,7 @@ def issuer_of(publishable_key: str) -> str:
     try:
         padded = encoded + "=" * (-len(encoded) % 4)
         host = base64.b64decode(padded, validate=True).decode("ascii")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # no base64, or no text in it
         raise ValueError("not a Clerk publishable key") from None
     if not host.endswith("$") or not (host := host[:-1]) or urlsplit(f"//{host}").netloc != host:
         raise ValueError("not a Clerk publishable key")
