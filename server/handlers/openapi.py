@@ -179,6 +179,12 @@ def document() -> dict[str, Any]:
                     },
                 }
             },
+            "/openapi.json": {
+                "get": {
+                    "summary": "This document",
+                    "responses": {"200": _json("OpenAPI 3.1", {"type": "object"})},
+                }
+            },
             "/metrics": {
                 "get": {
                     "summary": "Prometheus metrics",
