@@ -343,6 +343,8 @@ async def test_a_redis_that_may_only_be_read_is_down(database: Database, folder:
         async with opened_store(database, server.url) as (store, _):
             await store.append(draft(room, "a"))
             with redis.Redis.from_url(server.url) as client:
+                key = Keys(database.conninfo).recent(room.channel_id)
+                await until(lambda: client.zcard(key) == 1)
                 client.config_set("min-replicas-to-write", 1)
                 await store.append(draft(room, "b"))
                 with trio.fail_after(4):
