@@ -172,17 +172,9 @@ NO_IDS = [
 def test_a_channel_id_that_is_none(target: Target, value: object):
     """`"42"` is no 42, and neither is 42.5."""
     value = str(target.pair.channel_id) if value == "42" else value
-    raw = target.body(channelId=value).replace(b"Infinity", b"1e400")
-    response = target.post(raw)
-    if value == 42.0 and type(value) is float:
-        # JSON does not tell 42.0 from 42 (RFC 8259 §6), and channel 42 is not theirs.
-        assert response.status_code in (400, 403)
-        return
-    problem = assert_refused(
-        response, 400, "INVALID_BODY" if value != 1e400 else response.json()["code"]
-    )
-    if value != 1e400:
-        assert problem["detail"] == "The field `channelId` is missing, or not of its type or range."
+    response = target.post(target.body(channelId=value).replace(b"Infinity", b"1e400"))
+    problem = assert_refused(response, 400, "INVALID_BODY")
+    assert problem["detail"] == "The field `channelId` is missing, or not of its type or range."
 
 
 @pytest.mark.parametrize("value", NO_IDS, ids=repr)
@@ -204,9 +196,8 @@ def test_a_number_in_an_action_that_is_none(target: Target, action: str, field: 
     }[action]
     body = json.dumps({"action": action, **whole, field: value}).replace("Infinity", "1e400")
     response = target.post(body.encode(), MESSAGING)
-    if value == 42.0 and type(value) is float:
-        return
-    assert_refused(response, 400, response.json()["code"])
+    problem = assert_refused(response, 400, "INVALID_BODY")
+    assert f"`{field}`" in problem["detail"]
 
 
 @pytest.mark.parametrize("value", [1, True, None, ["cAnArY7f3e9"], {"cAnArY7f3e9": 1}], ids=repr)

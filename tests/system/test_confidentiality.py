@@ -19,6 +19,7 @@ import psycopg
 import pytest
 
 from storage.embedded import EmbeddedPostgres, EmbeddedValkey
+from storage.failures import describe
 from storage.postgres.migrate import migrate
 from tests.support.chat import APP_ORIGIN, Chat, Pair, Person, eventually, run_chat
 from tests.support.services import Database, temporary_folder
@@ -248,6 +249,20 @@ def test_the_canaries_can_be_found(theatre: Theatre):
     for form in (reply.text, base64.b64encode(theatre.canaries.words[-1].encode()).decode()):
         with pytest.raises(AssertionError):
             theatre.canaries.assert_absent(form, "here")
+
+
+def test_a_failure_is_told_by_its_kind_and_place():
+    """What no outage here happens to show: a driver's words may hold a row."""
+    canaries = Canaries()
+    try:
+        try:
+            raise psycopg.DataError(canaries.new("Text"))
+        except psycopg.DataError as error:
+            raise ExceptionGroup(canaries.new("Text"), [error]) from error
+    except ExceptionGroup as group:
+        told = repr(describe(group)) + repr(describe(group.exceptions[0]))
+    assert "DataError" in told
+    canaries.assert_absent(told, "what is told of a failure")
 
 
 def test_every_route_is_silent(theatre: Theatre):
