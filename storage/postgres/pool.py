@@ -115,7 +115,7 @@ class Pool:
         self._breaker.check()
         deadline = trio.current_time() + (seconds or self._seconds)
         with POSTGRES_SECONDS.labels(name).time():
-            rows = await self._try(name, params, deadline)
+            rows = await self._try(name, params, deadline, again=True)
             if rows is None:
                 rows = await self._try(name, params, deadline)
         if rows is None:
@@ -137,9 +137,20 @@ class Pool:
         self._discard_idle()
 
     async def _try(
-        self, name: str, params: Sequence[Any] | Mapping[str, Any], deadline: float
+        self,
+        name: str,
+        params: Sequence[Any] | Mapping[str, Any],
+        deadline: float,
+        *,
+        again: bool = False,
     ) -> list[Row] | None:
-        """One try; None if the connection broke."""
+        """One try; None if the connection broke.
+
+        Args:
+            again: there will be another one, on a new connection. Until then a broken one says
+                nothing of the server: an idle one may have been dead for hours, all of them at
+                once after a restart.
+        """
         scope = trio.CancelScope(deadline=deadline)
         with scope:
             await self._free.acquire()
@@ -159,7 +170,7 @@ class Pool:
                 log.warning("postgres_slow", statement=name, seconds=round(took, 3))
             return rows
         except psycopg.Error as error:
-            self._judge(error, name)
+            self._judge(error, name, news=not again or trio.current_time() >= deadline)
             return None
         finally:
             if connection is not None:
@@ -189,8 +200,11 @@ class Pool:
         self._failed(event, "connect", error)
         raise StoreUnavailable
 
-    def _judge(self, error: psycopg.Error, name: str) -> None:
+    def _judge(self, error: psycopg.Error, name: str, *, news: bool) -> None:
         """Returns if the connection broke, and the statement may be asked again.
+
+        Args:
+            news: whether a broken connection counts against the server.
 
         Raises:
             StoreUnavailable: asking again now would not help.
@@ -198,7 +212,10 @@ class Pool:
         """
         state = error.sqlstate
         if state is None or state.startswith("57P"):  # broken off, shut down, killed
-            self._failed(Event.FAILED, name, error)
+            if news:
+                self._failed(Event.FAILED, name, error)
+            else:
+                log.info("postgres_connection_replaced", statement=name, **describe(error))
             return
         if state in _BUSY or state == "57014":  # a lock, or its time: no news about the server
             log.warning("postgres_busy", statement=name, sqlstate=state)

@@ -230,6 +230,27 @@ async def test_after_its_connections_were_ended_the_next_append_works(database: 
             assert store.postgres.up
 
 
+async def test_every_connection_ended_at_once_refuses_nobody(database: Database, redis_url: str):
+    """As after a restart of PostgreSQL: the idle ones are all dead, and the server is well."""
+    rooms = make_rooms(database, 10)
+    async with opened_store(database, redis_url, connections=6) as (store, _):
+        for number in range(3):
+            async with trio.open_nursery() as nursery:
+                for n in range(12):  # all connections are in use
+                    nursery.start_soon(store.pair, n, n)
+            database.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            async with trio.open_nursery() as nursery:
+                for n, room in enumerate(rooms):
+                    nursery.start_soon(store.pair, n, n)
+                    nursery.start_soon(store.append, draft(room, str(number)))
+            assert store.postgres.up
+    for room in rooms:
+        assert stored(database, room.channel_id) == [(1, "0"), (2, "1"), (3, "2")]
+
+
 async def test_no_more_connections_than_allowed_and_none_left_at_the_end(
     database: Database, redis_url: str
 ):
