@@ -121,8 +121,9 @@ class Feed:
                 nursery.start_soon(self._keep_subscribed, pubsub)
                 nursery.start_soon(self._watch, pubsub)
         except BaseExceptionGroup as group:
-            lost, other = group.split((RedisError, OSError, trio.TooSlowError))
-            if other is not None or lost is None:
+            # Where one task finds the connection lost, redis-py may give another one an
+            # AttributeError for it.
+            if group.subgroup((RedisError, OSError, trio.TooSlowError)) is None:
                 raise
             raise trio.TooSlowError from group
         finally:
