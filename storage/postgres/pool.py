@@ -170,6 +170,8 @@ class Pool:
                 log.warning("postgres_slow", statement=name, seconds=round(took, 3))
             return rows
         except psycopg.Error as error:
+            if connection is not None and _broken(error):
+                connection.pgconn.finish()  # libpq may not know yet that the server has left
             self._judge(error, name, news=not again or trio.current_time() >= deadline)
             return None
         finally:
@@ -210,8 +212,8 @@ class Pool:
             StoreUnavailable: asking again now would not help.
             StatementFailed: the statement is at fault.
         """
-        state = error.sqlstate
-        if state is None or state.startswith("57P"):  # broken off, shut down, killed
+        state = error.sqlstate or ""
+        if _broken(error):
             if news:
                 self._failed(Event.FAILED, name, error)
             else:
@@ -235,6 +237,11 @@ class Pool:
         while self._idle:
             connection = self._idle.pop()  # a name, or it would be gone before it is closed
             connection.pgconn.finish()
+
+
+def _broken(error: psycopg.Error) -> bool:
+    """Whether the connection is of no more use: broken off, shut down, killed (57P01 to 57P05)."""
+    return error.sqlstate is None or error.sqlstate.startswith("57P")
 
 
 async def _connect(conninfo: dict[str, Any]) -> Connection:

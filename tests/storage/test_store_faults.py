@@ -14,8 +14,16 @@ import trio
 
 from storage.contract import Record, StoreUnavailable
 from storage.embedded import EmbeddedValkey
+from storage.postgres import pool
 from storage.redis import Keys
-from tests.storage.stores import Opened, draft, insert_messages, make_rooms, opened_store, stored
+from tests.storage.stores import (
+    Opened,
+    draft,
+    insert_messages,
+    make_rooms,
+    opened_store,
+    stored,
+)
 from tests.support.services import Database
 from tests.support.tcp_proxy import TcpProxy, open_proxy
 
@@ -249,6 +257,28 @@ async def test_every_connection_ended_at_once_refuses_nobody(database: Database,
             assert store.postgres.up
     for room in rooms:
         assert stored(database, room.channel_id) == [(1, "0"), (2, "1"), (3, "2")]
+
+
+async def test_a_connection_that_said_goodbye_is_not_used_again(
+    database: Database, redis_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The driver may not know yet that the server has left: it still calls the connection open."""
+    execute: Any = pool._execute
+    dead: list[Any] = []
+
+    async def execute_on_the_living(connection: Any, query: bytes, *rest: Any) -> Any:
+        if query == pool.QUERIES["append"] and not dead:
+            dead.append(connection)
+        if connection in dead:
+            raise psycopg.errors.AdminShutdown
+        return await execute(connection, query, *rest)
+
+    (room,) = make_rooms(database)
+    async with opened_store(database, redis_url, connections=1) as (store, _):
+        monkeypatch.setattr(pool, "_execute", execute_on_the_living)
+        assert (await store.append(draft(room, "x"))).seq == 1
+        assert dead
+        assert store.postgres.up
 
 
 async def test_no_more_connections_than_allowed_and_none_left_at_the_end(
