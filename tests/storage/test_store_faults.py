@@ -15,6 +15,7 @@ import trio
 from storage.contract import Record, StoreUnavailable
 from storage.embedded import EmbeddedValkey
 from storage.postgres import pool
+from storage.postgres.queries import QUERIES
 from storage.redis import Keys
 from tests.storage.stores import (
     Opened,
@@ -267,7 +268,7 @@ async def test_a_connection_that_said_goodbye_is_not_used_again(
     dead: list[Any] = []
 
     async def execute_on_the_living(connection: Any, query: bytes, *rest: Any) -> Any:
-        if query == pool.QUERIES["append"] and not dead:
+        if query == QUERIES["append"] and not dead:
             dead.append(connection)
         if connection in dead:
             raise psycopg.errors.AdminShutdown
