@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import structlog.testing
 import trio
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -55,12 +54,7 @@ async def test_a_connection_lost_in_two_ways_at_once_is_replaced(autojump_clock:
         on_record=lambda *_: None,
         on_missed=lambda: missed.append(trio.current_time()),
     )
-    with structlog.testing.capture_logs() as logs, trio.move_on_after(2.5 * PING_SECONDS):
+    with trio.move_on_after(2.5 * PING_SECONDS):
         await feed.serve()  # which must not raise
     assert client.connections == 2
-    assert [line["event"] for line in logs if "feed" in line["event"]][:3] == [
-        "feed_connected",
-        "feed_lost",
-        "feed_connected",
-    ]
     assert len(missed) >= 3, "connected, lost, connected again"
