@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import settings
 
 from storage.embedded import EmbeddedPostgres, EmbeddedValkey
 from tests.support.chat import Chat, own_valkey, run_chat
 from tests.support.services import Database, fresh_database, make_template, temporary_folder
+
+# An example's time says nothing here: other work shares the machine.
+settings.register_profile("shared", settings(), deadline=None)
+settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@ import time
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.auth import credentials
@@ -107,7 +107,6 @@ def test_a_cookie_that_only_holds_ours_in_its_value_is_not_ours():
     assert find(("cookie", 'a="; __session=x')) == Credential("cookie", "x")
 
 
-@settings(deadline=None)  # other work shares this machine
 @given(st.lists(st.binary(max_size=60), max_size=4))
 def test_any_bytes_are_cookies_or_none(values: list[bytes]):
     for name, value in parse_cookies(values).items():
@@ -196,7 +195,6 @@ def test_the_search_for_a_token_is_linear(unit: str, monkeypatch: pytest.MonkeyP
     assert time.process_time() - started < 1  # some seconds if it were quadratic
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_query_string_is_answered(query: bytes):
     try:
