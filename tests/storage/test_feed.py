@@ -14,18 +14,23 @@ class BreakingPubSub:
     """A connection that is lost during the first ping: one task is told so, and redis-py gives
     the other one an AttributeError for the connection that is gone."""
 
+    def __init__(self) -> None:
+        self.lost = False
+
     async def subscribe(self, *_: Any) -> None: ...
     async def aclose(self) -> None: ...
 
     async def parse_response(self, *, block: bool) -> Any:
         await trio.sleep(PING_SECONDS * 1.1)
+        self.lost = True
         raise RedisConnectionError
 
     async def ping(self) -> None:
         try:
             await trio.sleep_forever()
         finally:
-            raise AttributeError
+            if self.lost:
+                raise AttributeError
 
 
 class Client:
