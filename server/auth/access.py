@@ -6,7 +6,6 @@ The role comes from the channel's row, never from a global flag.
 from collections import OrderedDict
 from typing import Literal, NamedTuple
 
-import structlog
 import trio
 
 from protocol.closing import ClosingReason
@@ -14,8 +13,6 @@ from protocol.replies import Subscription
 from server.web.problems import Problem
 from storage.contract import Access, ChannelAccess, StoreUnavailable, User
 from storage.store import Store
-
-log = structlog.get_logger("auth")
 
 MAX_CACHED = 50_000
 STALE_SECONDS = 300.0

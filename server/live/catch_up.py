@@ -2,15 +2,12 @@
 
 import random
 
-import structlog
 import trio
 
 from server.live.hub import Channel, Hub
 from server.metrics import GAPS
 from storage.contract import ChannelGone, StoreUnavailable
 from storage.store import Store
-
-log = structlog.get_logger("live")
 
 GRACE_SECONDS = 0.02
 """For the missing frame to come by itself: another worker's publish is a millisecond behind."""
