@@ -121,7 +121,11 @@ class Store:
     """See `contract`. Made by `open_store`."""
 
     def __init__(
-        self, bridge: Bridge, config: StoreConfig, *, deliver: Callable[[int, Record], None]
+        self,
+        bridge: Bridge,
+        config: StoreConfig,
+        *,
+        deliver: Callable[[Sequence[tuple[int, Record]]], None],
     ) -> None:
         self._config = config
         self._deliver = deliver
@@ -154,7 +158,7 @@ class Store:
             self._client,
             keys,
             breaker=self.redis,
-            on_record=deliver,
+            on_records=deliver,
             on_missed=lambda: self.on_missed(),
         )
         self.audit = AuditTrail(self._pool)
@@ -395,37 +399,18 @@ class Store:
             for index, draft in enumerate(drafts)
         ]
         rows = await self._pool.fetch("append", (_json(items),))
-        return [self._appended(draft, row) for draft, row in zip(drafts, rows, strict=True)]
-
-    def _appended(self, draft: Draft, row: Row) -> Record | Exception:
-        _, outcome, seq, message_row_id, message_id, ts, author_email, author_name = row
-        match outcome:
-            case "busy":
-                return Busy()
-            case "gone":
-                return ChannelGone()
-            case "conflict":
-                return ClientMessageIdReused()
-        record = Record.build(
-            channel_id=draft.channel_id,
-            seq=seq,
-            ts=ts,
-            id=message_row_id,
-            message_id=message_id,
-            client_message_id=draft.client_message_id,
-            sender_id=draft.sender.id,
-            content=draft.content,
-            author=author_name,
-            author_email=author_email,
-            message_type=draft.message_type,
-            status="SENT",
-            first_name=draft.sender.first_name,
-            last_name=draft.sender.last_name,
-        )
+        results = [_appended(draft, row) for draft, row in zip(drafts, rows, strict=True)]
         # A duplicate is delivered too: if the first try's outcome was lost, so was its delivery.
-        self._deliver(draft.channel_id, record)
-        self._write_later((draft.channel_id, [record], True))
-        return record
+        stored = [
+            (draft.channel_id, result)
+            for draft, result in zip(drafts, results, strict=True)
+            if isinstance(result, Record)
+        ]
+        if stored:
+            self._deliver(stored)
+            for channel_id, record in stored:
+                self._write_later((channel_id, [record], True))
+        return results
 
     async def _access_batch(self, keys: list[_AccessKey]) -> list[Access | Exception]:
         items = [
@@ -511,7 +496,7 @@ class Store:
 
 @asynccontextmanager
 async def open_store(
-    config: StoreConfig, *, deliver: Callable[[int, Record], None]
+    config: StoreConfig, *, deliver: Callable[[Sequence[tuple[int, Record]]], None]
 ) -> AsyncIterator[Store]:
     """A running store. Neither dependency needs to be there yet.
 
@@ -551,6 +536,33 @@ def _access(clerk_id: str, row: Row) -> Access:
         return Access(user, None)
     is_therapist, is_prospect = therapist_user_id == user_id, prospect_user_id == user_id
     return Access(user, ChannelAccess(channel_id, head, is_therapist, is_prospect))
+
+
+def _appended(draft: Draft, row: Row) -> Record | Exception:
+    _, outcome, seq, message_row_id, message_id, ts, author_email, author_name = row
+    match outcome:
+        case "busy":
+            return Busy()
+        case "gone":
+            return ChannelGone()
+        case "conflict":
+            return ClientMessageIdReused()
+    return Record.build(
+        channel_id=draft.channel_id,
+        seq=seq,
+        ts=ts,
+        id=message_row_id,
+        message_id=message_id,
+        client_message_id=draft.client_message_id,
+        sender_id=draft.sender.id,
+        content=draft.content,
+        author=author_name,
+        author_email=author_email,
+        message_type=draft.message_type,
+        status="SENT",
+        first_name=draft.sender.first_name,
+        last_name=draft.sender.last_name,
+    )
 
 
 def _record(channel_id: int, row: Sequence[Any]) -> Record:

@@ -6,7 +6,7 @@ more than the next frame, and a stream that joins compares one integer.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
@@ -97,15 +97,16 @@ class Hub:
             del self.channels[channel.id]
             self.drop(channel.id)
 
-    def deliver(self, channel_id: int, record: Record) -> None:
-        """A message was stored or heard of: in any order, any number of times."""
-        channel = self.channels.get(channel_id)
-        if channel is None:
-            return
-        if channel.head is not None and record.seq <= channel.head:
-            DUPLICATES.inc()
-            return
-        self.publish(channel, record.frame())
+    def deliver(self, batch: Sequence[tuple[int, Record]]) -> None:
+        """Messages were stored or heard of: in any order, any number of times."""
+        for channel_id, record in batch:
+            channel = self.channels.get(channel_id)
+            if channel is None:
+                continue
+            if channel.head is not None and record.seq <= channel.head:
+                DUPLICATES.inc()
+                continue
+            self.publish(channel, record.frame())
 
     def publish(self, channel: Channel, frame: Frame) -> None:
         """Hand a frame to every stream of the channel, in order; or hold it."""

@@ -4,8 +4,9 @@ Pub/sub forgets whoever is not listening. So after every new connection the feed
 may have missed something, and whoever uses it looks at PostgreSQL.
 """
 
+import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import redis.asyncio
@@ -34,7 +35,8 @@ class Feed:
     """Keeps the subscriptions that are wanted, over any number of connections.
 
     Args:
-        on_record: called with (channel id, record) for each message, in Redis' order. Plain.
+        on_records: called with (channel id, record) of each message, in Redis' order: all that
+            one read of the socket brought, at once. Plain.
         on_missed: called when the connection is lost, and after each new one once all is
             subscribed: both times something may have passed unheard. Plain.
     """
@@ -46,14 +48,15 @@ class Feed:
         keys: Keys,
         *,
         breaker: Breaker,
-        on_record: Callable[[int, Record], None],
+        on_records: Callable[[Sequence[tuple[int, Record]]], None],
         on_missed: Callable[[], None],
     ) -> None:
         self._bridge = bridge
         self._client = client
         self._keys = keys
         self._breaker = breaker
-        self._on_record = on_record
+        self._on_records = on_records
+        self._arrived: list[tuple[int, Record]] = []
         self._on_missed = on_missed
         self._wanted: dict[int, trio.Event] = {}
         """Channel → set while Redis has confirmed the subscription."""
@@ -137,7 +140,7 @@ class Feed:
             self._heard = trio.current_time()
             if kind == b"message" and name != self._keys.control:
                 with suppress(ValueError):  # not ours
-                    self._on_record(self._keys.channel_of(name), Record.decode(rest[0]))
+                    self._take(self._keys.channel_of(name), Record.decode(rest[0]))
             elif kind == b"subscribe" and name != self._keys.control:
                 confirmed = self._wanted.get(self._keys.channel_of(name))
                 if confirmed is not None:
@@ -145,6 +148,21 @@ class Feed:
             elif kind == b"unsubscribe":  # the driver's own list; it would only grow
                 pubsub.channels.pop(name, None)
                 pubsub.pending_unsubscribe_channels.discard(name)
+
+    def _take(self, channel_id: int, record: Record) -> None:
+        """Gather what one read of the socket brought: the reader goes on without a pause while
+        there is more of it, and what is scheduled here runs at its next pause."""
+        if not self._arrived:
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        self._arrived.append((channel_id, record))
+
+    def _hand_over(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        try:
+            self._on_records(arrived)
+        except Exception as error:  # a defect of ours; here it would end the loop
+            log.error("delivery_failed", messages=len(arrived), **describe(error))
+            self._on_missed()
 
     async def _keep_subscribed(self, pubsub: "redis.asyncio.client.PubSub") -> None:
         """Tell Redis what changed; while one command is sent, the next changes gather."""

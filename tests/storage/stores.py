@@ -48,7 +48,7 @@ async def opened_store(
         seconds=3.0,
         connections=3,
     )._replace(**options)
-    async with open_store(config, deliver=lambda *what: delivered.append(what)) as store:
+    async with open_store(config, deliver=delivered.extend) as store:
         yield Opened(store, delivered)
 
 

@@ -1,13 +1,23 @@
 """The feed's own connection, with a driver that breaks in its own ways."""
 
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
+import redis
 import trio
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from protocol.confidential import Secret
 from storage.breaker import Breaker
+from storage.bridge import open_bridge
+from storage.contract import Record
 from storage.redis import Keys
 from storage.redis.feed import PING_SECONDS, Feed
+from storage.redis.recent import open_client
+
+KEYS = Keys({"host": "h", "port": 1, "dbname": "d"})
+Batch = Sequence[tuple[int, Record]]
 
 
 class BreakingPubSub:
@@ -54,12 +64,79 @@ async def test_a_connection_lost_in_two_ways_at_once_is_replaced(autojump_clock:
     feed = Feed(
         bridge,
         client,
-        Keys({"host": "h", "port": 1, "dbname": "d"}),
+        KEYS,
         breaker=Breaker("redis", tolerance=10, on_change=lambda _: None),
-        on_record=lambda *_: None,
+        on_records=lambda _: None,
         on_missed=lambda: missed.append(trio.current_time()),
     )
     with trio.move_on_after(2.5 * PING_SECONDS):
         await feed.serve()  # which must not raise
     assert client.connections == 2
     assert len(missed) >= 3, "connected, lost, connected again"
+
+
+@asynccontextmanager
+async def listening_feed(
+    redis_url: str,
+    channel_ids: Sequence[int],
+    on_records: Callable[[Batch], None],
+    on_missed: Callable[[], None] = lambda: None,
+) -> AsyncIterator[Feed]:
+    with trio.fail_after(10):
+        async with open_bridge() as bridge, trio.open_nursery() as nursery:
+            feed = Feed(
+                bridge,
+                open_client(Secret(redis_url), seconds=1),
+                KEYS,
+                breaker=Breaker("redis", tolerance=10, on_change=lambda _: None),
+                on_records=on_records,
+                on_missed=on_missed,
+            )
+            for channel_id in channel_ids:
+                feed.want(channel_id)
+            nursery.start_soon(feed.serve)
+            for channel_id in channel_ids:
+                assert await feed.listening(channel_id, seconds=5)
+            yield feed
+            nursery.cancel_scope.cancel()
+
+
+def publish(redis_url: str, *messages: tuple[int, Record]) -> None:
+    """All in one write to Redis."""
+    with redis.Redis.from_url(redis_url) as client, client.pipeline(transaction=False) as pipeline:
+        for channel_id, record in messages:
+            pipeline.publish(KEYS.live(channel_id), record.encode())
+        pipeline.execute()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await trio.sleep(0.005)
+
+
+async def test_messages_that_arrive_together_are_handed_over_together(redis_url: str):
+    batches: list[Batch] = []
+    sent = [(n % 2 + 1, Record(n // 2 + 1, 0, b"{}", b"{}")) for n in range(200)]
+    async with listening_feed(redis_url, [1, 2], batches.append):
+        await trio.to_thread.run_sync(publish, redis_url, *sent)
+        await until(lambda: sum(map(len, batches)) == len(sent))
+    assert [item for batch in batches for item in batch] == sent, "in order, each once"
+    assert len(batches) <= 20, "one call for each read of the socket, not for each message"
+
+
+async def test_a_defect_in_who_takes_messages_costs_a_look_and_not_the_feed(redis_url: str):
+    taken: list[int] = []
+    missed: list[float] = []
+
+    def take(batch: Batch) -> None:
+        taken.extend(record.seq for _, record in batch)
+        if taken == [1]:
+            raise RuntimeError("a defect")
+
+    async with listening_feed(redis_url, [1], take, lambda: missed.append(0)) as feed:
+        before = len(missed)
+        await trio.to_thread.run_sync(publish, redis_url, (1, Record(1, 0, b"{}", b"{}")))
+        await until(lambda: len(missed) > before)
+        await trio.to_thread.run_sync(publish, redis_url, (1, Record(2, 0, b"{}", b"{}")))
+        await until(lambda: taken == [1, 2])
+        assert feed.connected

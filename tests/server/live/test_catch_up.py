@@ -28,7 +28,7 @@ async def test_a_gap_is_read_after_its_grace(autojump_clock):
         nursery.start_soon(world.catch_up.serve)
         await trio.sleep(1)
         world.store.newest = 4
-        world.hub.deliver(42, record(4))
+        world.hub.deliver([(42, record(4))])
         await trio.sleep(GRACE_SECONDS * 0.9)
         assert world.stream.seqs == []
         await trio.sleep(GRACE_SECONDS * 0.2)
@@ -45,14 +45,14 @@ async def test_a_missing_frame_that_comes_by_itself_costs_no_read(autojump_clock
         nursery.start_soon(world.catch_up.serve)
         await trio.sleep(1)
         world.store.newest = 2
-        world.hub.deliver(42, record(2))
+        world.hub.deliver([(42, record(2))])
         await trio.sleep(GRACE_SECONDS / 2)
-        world.hub.deliver(42, record(1))
+        world.hub.deliver([(42, record(1))])
         assert world.stream.seqs == [1, 2]
         await trio.sleep(1)
         assert world.store.reads == []
         world.store.newest = 4  # and the next gap is found again
-        world.hub.deliver(42, record(4))
+        world.hub.deliver([(42, record(4))])
         await trio.sleep(1)
         assert world.stream.seqs == [1, 2, 3, 4]
         nursery.cancel_scope.cancel()
@@ -64,7 +64,7 @@ async def test_a_gap_is_read_again_until_the_store_is_back(autojump_clock):
         nursery.start_soon(world.catch_up.serve)
         world.store.down = True
         world.store.newest = 2
-        world.hub.deliver(42, record(2))
+        world.hub.deliver([(42, record(2))])
         await trio.sleep(5)
         assert world.stream.seqs == []
         assert 5 < len(world.store.reads) < 50
@@ -79,7 +79,7 @@ async def test_a_gap_without_streams_is_not_read(autojump_clock):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.catch_up.serve)
         world.store.newest = 2
-        world.hub.deliver(42, record(2))
+        world.hub.deliver([(42, record(2))])
         world.hub.detach(world.stream)
         await trio.sleep(1)
         assert world.store.reads == []
@@ -91,7 +91,7 @@ async def test_word_of_what_is_not_there_is_believed_once(autojump_clock):
     world = World()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.catch_up.serve)
-        world.hub.deliver(42, record(7))  # of a past that was restored away
+        world.hub.deliver([(42, record(7))])  # of a past that was restored away
         await trio.sleep(5)
         assert len(world.store.reads) == 1
         assert world.stream.seqs == []
@@ -106,7 +106,7 @@ async def test_a_channel_that_is_gone_is_left_alone(autojump_clock):
     world.store.gone = True
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.catch_up.serve)
-        world.hub.deliver(42, record(2))
+        world.hub.deliver([(42, record(2))])
         await trio.sleep(5)
         assert len(world.store.reads) == 1
         nursery.cancel_scope.cancel()

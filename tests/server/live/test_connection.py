@@ -76,7 +76,7 @@ class Room:
 
     def publish(self) -> int:
         seq = self.store_message()
-        self.hub.deliver(42, record(seq))
+        self.hub.deliver([(42, record(seq))])
         return seq
 
 
@@ -594,7 +594,7 @@ async def test_streams_and_catch_up_together_lose_nothing(autojump_clock):
 
                     async def deliver(seq: int = seq, late: float = late) -> None:
                         await trio.sleep(late)
-                        room.hub.deliver(42, record(seq))
+                        room.hub.deliver([(42, record(seq))])
 
                     readers.start_soon(deliver)
                 await trio.sleep(chance.expovariate(20))

@@ -89,18 +89,18 @@ def test_a_frame_reaches_every_stream_of_its_channel_as_the_same_object():
     streams, other = [Stream() for _ in range(3)], Stream(7)
     joined(hub, *streams)
     joined(hub, other)
-    hub.deliver(42, record(1))
+    hub.deliver([(42, record(1))])
     assert [stream.seqs for stream in streams] == [[1]] * 3
     assert len({id(stream.got[0]) for stream in streams}) == 1
     assert other.got == []
-    hub.deliver(99, record(1))  # nobody listens
+    hub.deliver([(99, record(1))])  # nobody listens
 
 
 def test_repeats_and_old_ones_go_no_further():
     hub, stream = Wishes().hub, Stream()
     channel = joined(hub, stream, at=5)
     for seq in (6, 6, 5, 1, 7, 6, 7):
-        hub.deliver(42, record(seq))
+        hub.deliver([(42, record(seq))])
     hub.publish(channel, frame(3))
     assert stream.seqs == [6, 7]
     assert channel.head == 7
@@ -111,14 +111,14 @@ def test_early_ones_wait_for_the_missing_one():
     hub, stream = Wishes().hub, Stream()
     channel = joined(hub, stream)
     for seq in (3, 2, 5):
-        hub.deliver(42, record(seq))
+        hub.deliver([(42, record(seq))])
     assert stream.seqs == []
     assert hub.gap_found.is_set()
     assert hub.take_gaps() == [channel]
-    hub.deliver(42, record(1))
+    hub.deliver([(42, record(1))])
     assert stream.seqs == [1, 2, 3]
     assert hub.take_gaps() == [], "it is being filled already"
-    hub.deliver(42, record(4))
+    hub.deliver([(42, record(4))])
     assert stream.seqs == [1, 2, 3, 4, 5]
     assert channel.held == {}
     assert channel.head == channel.target == 5
@@ -128,7 +128,7 @@ def test_before_the_first_stream_has_read_frames_are_held():
     hub, stream = Wishes().hub, Stream(cursor=2)
     channel = hub.attach(stream)
     for seq in (6, 5, 4):
-        hub.deliver(42, record(seq))
+        hub.deliver([(42, record(seq))])
     assert not hub.gap_found.is_set(), "nobody knows yet what is missing"
     stream.read(hub, channel, 4)
     assert stream.seqs == [3, 4, 5, 6]
@@ -151,10 +151,10 @@ def test_what_is_held_is_bounded_and_the_rest_is_read():
     hub, stream = Wishes().hub, Stream()
     channel = joined(hub, stream)
     for seq in range(2, 2 * MAX_HELD):
-        hub.deliver(42, record(seq))
+        hub.deliver([(42, record(seq))])
     assert len(channel.held) == MAX_HELD
     assert channel.target == 2 * MAX_HELD - 1
-    hub.deliver(42, record(1))
+    hub.deliver([(42, record(1))])
     assert stream.seqs == list(range(1, MAX_HELD + 2))
     assert channel.head is not None
     assert channel.filling and channel.head < channel.target
@@ -184,8 +184,8 @@ def test_a_stream_that_ends_while_it_is_offered_a_frame_leaves_the_others_theirs
         hub.detach(streams[2])
 
     streams[1].on_offer = take_another_along
-    hub.deliver(42, record(1))
-    hub.deliver(42, record(2))
+    hub.deliver([(42, record(1))])
+    hub.deliver([(42, record(2))])
     assert streams[0].seqs == streams[3].seqs == [1, 2]
     assert streams[1].seqs == [1]
     assert hub.streams == 2
@@ -196,7 +196,7 @@ def test_the_last_stream_may_end_while_it_is_offered_a_frame():
     hub, stream = Wishes().hub, Stream()
     channel = joined(hub, stream)
     stream.on_offer = lambda: hub.detach(stream)
-    hub.deliver(42, record(2))
+    hub.deliver([(42, record(2))])
     hub.publish(channel, frame(1))
     assert not hub.channels
     assert stream.seqs[:1] == [1]
@@ -207,7 +207,7 @@ async def test_nothing_in_it_is_a_checkpoint(autojump_clock):
     outbox = Outbox(limit=10_000, stall=1)
     with assert_no_checkpoints():
         channel = hub.attach(stream)
-        hub.deliver(42, record(3))
+        hub.deliver([(42, record(3))])
         hub.joined(channel, 1)
         hub.publish(channel, frame(2))
         hub.heard_of(channel, 9)
@@ -237,14 +237,14 @@ def test_any_interleaving_gives_every_stream_its_history_without_holes(data: st.
         match data.draw(st.sampled_from(steps)):
             case "message":
                 newest += 1
-                hub.deliver(42, record(newest))
+                hub.deliver([(42, record(newest))])
             case "lost":
                 newest += 1
             case "again" if newest:
-                hub.deliver(42, record(data.draw(st.integers(1, newest))))
+                hub.deliver([(42, record(data.draw(st.integers(1, newest))))])
             case "early":
                 newest += data.draw(st.integers(1, 3))
-                hub.deliver(42, record(newest))
+                hub.deliver([(42, record(newest))])
             case "attach":
                 cursor = data.draw(st.integers(0, newest))
                 stream = Stream(user_id=data.draw(st.integers(1, 2)), cursor=cursor)
@@ -294,6 +294,6 @@ def test_publishing_builds_the_frame_once_for_all(count: int, monkeypatch: pytes
     hub = Wishes().hub
     joined(hub, *(Stream() for _ in range(count)))
     built.clear()
-    hub.deliver(42, record(1))
-    hub.deliver(42, record(1))
+    hub.deliver([(42, record(1))])
+    hub.deliver([(42, record(1))])
     assert len(built) == 1
