@@ -21,6 +21,7 @@ from server.cli.local_issuer import LocalIssuer
 from server.cli.output import let_sigterm_interrupt, refuse
 from server.cli.people import Seeded, clerk_id_of, seed_people
 from server.cli.ready import FILE, Person, Pids, Ready, write_ready
+from server.engine.options import CertificateError, Engine, EngineOptions, engine_options
 from server.engine.sockets import listen, url_of
 from server.engine.supervisor import Supervisor, WorkersFailed
 from server.logs import configure_logging
@@ -51,6 +52,13 @@ def dev(
     ready_file: Annotated[
         Path | None, typer.Option(help="Written as JSON once everything answers.")
     ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="Whose HTTP/1.1: ours, or stock Hypercorn's.")
+    ] = "ours",
+    certfile: Annotated[
+        Path | None, typer.Option(help="PEM, with --keyfile: serve TLS, and HTTP/2 over it.")
+    ] = None,
+    keyfile: Annotated[Path | None, typer.Option(help="PEM, without a passphrase.")] = None,
 ) -> None:
     """Serve on this machine, with embedded PostgreSQL and Valkey and a stand-in for Clerk.
 
@@ -60,11 +68,12 @@ def dev(
     data_dir = data_dir.resolve()
     ready_files = [data_dir / FILE, *([ready_file.resolve()] if ready_file else [])]
     try:
+        options = engine_options(engine, certfile, keyfile)
         settings = load_settings(_environment(os.environ))
         configure_logging(settings.log_format, settings.log_level)
         with _owned(data_dir):
             try:
-                _run(settings, host, port, workers, data_dir, ready_files)
+                _run(settings, host, port, workers, options, data_dir, ready_files)
             finally:
                 for file in ready_files:
                     file.unlink(missing_ok=True)
@@ -72,7 +81,7 @@ def dev(
         raise typer.Exit(130) from None
     except SettingsError as error:
         refuse(error.findings)
-    except (Failed, EmbeddedError, MigrationError) as error:
+    except (Failed, CertificateError, EmbeddedError, MigrationError) as error:
         refuse([str(error)])
     except psycopg.Error:
         refuse(["the people cannot be seeded: is this an older version's database?"])
@@ -126,6 +135,7 @@ def _run(
     host: str,
     port: int,
     workers: int,
+    options: EngineOptions,
     data_dir: Path,
     ready_files: list[Path],
 ) -> None:
@@ -150,6 +160,7 @@ def _run(
             issuer=issuer,
             people=seed_people(postgres.conninfo),
             workers=workers,
+            options=options,
             ready_files=ready_files,
         )
         trio.run(demo.run)
@@ -163,6 +174,7 @@ class Demo:
         sock: where it listens.
         people: in the database already.
         workers: how many.
+        options: their engine and certificate.
         ready_files: written when everything answers, and again when a worker is replaced.
     """
 
@@ -176,9 +188,11 @@ class Demo:
         issuer: LocalIssuer,
         people: dict[str, Seeded],
         workers: int,
+        options: EngineOptions,
         ready_files: list[Path],
     ) -> None:
-        self._base_url = url_of(sock)
+        self._base_url = url_of(sock, tls=options.tls)
+        self._certfile = options.certfile
         self._postgres = postgres
         self._valkey = valkey
         self._issuer = issuer
@@ -197,6 +211,7 @@ class Demo:
                 NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY=issuer.publishable_key,
             ),
             drain_seconds=settings.drain_seconds,
+            options=options,
             on_change=self._write_ready,
         )
 
@@ -227,7 +242,8 @@ class Demo:
 
     async def _until_it_answers(self) -> None:
         with trio.move_on_after(READY_SECONDS):
-            async with httpx.AsyncClient(trust_env=False) as client:
+            # It is our own port on this machine, whatever name the certificate is for.
+            async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501
                 while not self._supervisor.stopping:
                     with contextlib.suppress(httpx.HTTPError):
                         answer = await client.get(f"{self._base_url}/readyz")
@@ -284,11 +300,13 @@ class Demo:
 
     def _what_to_try(self) -> str:
         url, channel = self._base_url, self._people["prospect"].channel_id
+        curl = f"curl --cacert {self._certfile}" if self._certfile else "curl"
         stream = (
-            f"curl -N -H 'Authorization: Bearer {self._token('prospect')}' {url}/api/chat/{channel}"
+            f"{curl} -N -H 'Authorization: Bearer {self._token('prospect')}' "
+            f"{url}/api/chat/{channel}"
         )
         send = (
-            f"curl -H 'Authorization: Bearer {self._token('therapist')}' "
+            f"{curl} -H 'Authorization: Bearer {self._token('therapist')}' "
             "-H 'Content-Type: application/json' "
             f"""-d '{{"channelId":{channel},"content":"Hello"}}' {url}/api/chat/send"""
         )

@@ -10,6 +10,7 @@ import typer
 from server.auth.jwks import PemKey
 from server.cli.output import refuse
 from server.engine.environment import with_env_file
+from server.engine.options import CertificateError, Engine, engine_options
 from server.engine.sockets import listen, url_of
 from server.engine.supervisor import Supervisor, WorkersFailed
 from server.logs import configure_logging
@@ -27,13 +28,23 @@ def serve(
         Path | None,
         typer.Option(help="Settings that go over the environment's; read again at SIGHUP."),
     ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="Whose HTTP/1.1: ours, or stock Hypercorn's.")
+    ] = "ours",
+    certfile: Annotated[
+        Path | None, typer.Option(help="PEM, with --keyfile: serve TLS, and HTTP/2 over it.")
+    ] = None,
+    keyfile: Annotated[Path | None, typer.Option(help="PEM, without a passphrase.")] = None,
 ) -> None:
     """Serve in production. Settings come from the environment; see the README's table."""
     try:
+        options = engine_options(engine, certfile, keyfile)
         env = with_env_file(os.environ, env_file)
         settings = load_settings(env)
         if settings.clerk_jwt_key:
             PemKey(settings.clerk_jwt_key)
+    except CertificateError as error:
+        refuse([str(error)])
     except SettingsError as error:
         refuse(error.findings)
     except (OSError, UnicodeDecodeError):
@@ -46,13 +57,14 @@ def serve(
         sock = listen(host, port, stall_seconds=settings.stall_seconds)
     except OSError as error:
         refuse([f"cannot listen on {host} port {port}: {error.strerror}"])
-    typer.echo(f"sottovoce: serving on {url_of(sock)}", err=True)
+    typer.echo(f"sottovoce: serving on {url_of(sock, tls=options.tls)}", err=True)
     with sock:
         supervisor = Supervisor(
             sock,
             workers=workers,
             env=os.environ,
             drain_seconds=settings.drain_seconds,
+            options=options,
             env_file=env_file,
         )
         if not trio.run(_supervise, supervisor):

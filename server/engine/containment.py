@@ -8,6 +8,7 @@ import hypercorn.trio.run
 import structlog
 from hypercorn.trio.tcp_server import TCPServer
 
+from server.engine.options import Engine
 from storage.failures import describe
 
 log = structlog.get_logger("worker")
@@ -26,6 +27,6 @@ class ContainedConnection(TCPServer):
             log.warning("connection_failed", **describe(error))
 
 
-def contain_connections() -> None:
-    """Have Hypercorn's workers of this process use `ContainedConnection`."""
+def install_engine(engine: Engine) -> None:  # noqa: ARG001 ours is on its way
+    """Have Hypercorn's workers of this process use that engine's connections."""
     hypercorn.trio.run.TCPServer = ContainedConnection  # type: ignore[attr-defined]

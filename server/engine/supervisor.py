@@ -22,6 +22,7 @@ import structlog
 import trio
 from prometheus_client import multiprocess
 
+from server.engine.options import EngineOptions
 from server.engine.worker import END_SECONDS, START_SECONDS, WRONG_SETTINGS
 
 READY_SECONDS = START_SECONDS + 15.0  # and for a slow machine to import everything
@@ -51,6 +52,7 @@ class Supervisor:
         workers: how many.
         env: of the workers.
         drain_seconds: `Settings.drain_seconds`, which the workers are given to end.
+        options: the workers' engine and certificate; None: the usual engine, no TLS.
         env_file: read by each worker over `env`, again at `reload`.
         on_change: called when the workers' pids have changed and all of them serve.
         app: `module:attribute` of the ASGI application.
@@ -63,6 +65,7 @@ class Supervisor:
         workers: int,
         env: Mapping[str, str],
         drain_seconds: float,
+        options: EngineOptions | None = None,
         env_file: Path | None = None,
         on_change: Callable[[], None] | None = None,
         app: str = "server.app:app",
@@ -70,7 +73,7 @@ class Supervisor:
         self._sock = sock
         self._env = dict(env)
         self._end_seconds = drain_seconds + END_SECONDS
-        self._arguments = ["--app", app]
+        self._arguments = ["--app", app, *(options or EngineOptions()).arguments()]
         self._has_env_file = env_file is not None
         if env_file is not None:
             self._arguments += ["--env-file", str(env_file.resolve())]

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import structlog
 import trio
@@ -27,8 +27,9 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config, Sockets
 from hypercorn.trio.run import worker_serve
 
-from server.engine.containment import contain_connections
+from server.engine.containment import install_engine
 from server.engine.environment import with_env_file
+from server.engine.options import CertificateError, Engine, EngineOptions, engine_options
 from server.engine.sockets import BACKLOG
 from server.logs import configure_logging, hide_uncaught_exceptions
 from server.settings import SettingsError, load_settings
@@ -49,6 +50,9 @@ LIFESPAN_SECONDS = 5.0
 """To close pools and write the last audit rows."""
 
 START_SECONDS = 30.0
+
+HANDSHAKE_SECONDS = 15.0
+"""Of TLS: a few round trips, and on a bad line each of them twice."""
 
 log = structlog.get_logger("worker")
 
@@ -75,6 +79,7 @@ class Worker:
     Args:
         app: what is served.
         drain_seconds: `Settings.drain_seconds`.
+        options: whose HTTP it speaks, and whether under TLS.
         read_flag: whether the chat is to be on, by the env file as it is now; None: no file.
 
     Attributes:
@@ -87,12 +92,14 @@ class Worker:
         app: Application,
         *,
         drain_seconds: float,
+        options: EngineOptions,
         read_flag: Callable[[], bool] | None = None,
     ) -> None:
         self.findings: list[str] | None = None
         self.failed = False
         self._app = app
         self._drain_seconds = drain_seconds
+        self._options = options
         self._read_flag = read_flag
         self._started = False  # the application, that is
         self._ready = False
@@ -112,14 +119,15 @@ class Worker:
             self.failed = True
 
     async def _serve(self, sock: socket.socket, ready_fd: int) -> None:
-        contain_connections()
+        install_engine(self._options.engine)
+        secure, insecure = ([sock], []) if self._options.tls else ([], [sock])
         async with trio.open_nursery() as nursery:
             app: Any = self._run_app  # Hypercorn's types name every message
             serve = partial(
                 worker_serve,
                 ASGIWrapper(app),
-                hypercorn_config(),
-                sockets=Sockets(secure_sockets=[], insecure_sockets=[sock], quic_sockets=[]),
+                hypercorn_config(self._options),
+                sockets=Sockets(secure_sockets=secure, insecure_sockets=insecure, quic_sockets=[]),
                 shutdown_trigger=self._drained,
             )
             await nursery.start(serve)
@@ -244,10 +252,14 @@ class _HypercornLog:
     critical = exception = error
 
 
-def hypercorn_config() -> Config:
-    """Hypercorn's settings; what is not named here is as it comes."""
+def hypercorn_config(options: EngineOptions) -> Config:
+    """Hypercorn's settings; what is not named here is as it comes: TLS 1.2 or later, HTTP/2 where
+    the client's ALPN asks for it."""
     logger: Any = _HypercornLog
     config = Config()
+    if options.certfile is not None and options.keyfile is not None:
+        config.certfile = str(options.certfile)
+        config.keyfile = str(options.keyfile)
     config.logger_class = logger
     config.include_server_header = False
     config.backlog = BACKLOG
@@ -257,6 +269,7 @@ def hypercorn_config() -> Config:
     # Over the usual 60 s of load balancers: whoever sends last on an idle connection must not
     # find it closed.
     config.keep_alive_timeout = 75.0
+    config.ssl_handshake_timeout = HANDSHAKE_SECONDS
     # Closing every thousandth request would only cost new handshakes; nothing leaks.
     config.keep_alive_max_requests = 1_000_000_000
     # Of request line and headers. A credential that is far too long gets its 401 from us.
@@ -292,6 +305,9 @@ def main() -> int:
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--env-file", type=Path)
     parser.add_argument("--app", default="server.app:app", help="module:attribute")
+    parser.add_argument("--engine", choices=get_args(Engine), default="ours")
+    parser.add_argument("--certfile", type=Path)
+    parser.add_argument("--keyfile", type=Path)
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -303,6 +319,10 @@ def main() -> int:
         return _refuse(error.findings)
     except (OSError, UnicodeDecodeError):
         return _refuse(["the env file cannot be read"])
+    try:
+        options = engine_options(arguments.engine, arguments.certfile, arguments.keyfile)
+    except CertificateError as error:
+        return _refuse([str(error)])
     os.environ.update(values)  # where the application reads its settings
     configure_logging(settings.log_format, settings.log_level)
     hide_uncaught_exceptions()
@@ -316,6 +336,7 @@ def main() -> int:
     worker = Worker(
         getattr(import_module(module), attribute),
         drain_seconds=settings.drain_seconds,
+        options=options,
         read_flag=read_flag if arguments.env_file else None,
     )
     trio.run(
