@@ -13,10 +13,15 @@ it again with its client message id is safe.
 contiguous from the cursor to the newest, and reach at least the head that the caller knows.
 Redis may lose, repeat or forget what it likes; it costs time, not messages.
 
+**Evictions are word, not truth.** They say that something is to be looked at again, and may be
+lost with Redis: whoever caches has a limit of its own, and looks at everything again when told
+that something may have been missed.
+
 **Failing is fast.** Every call ends within the time that it was given. `StoreUnavailable`
 means that nothing the caller can change would help; it carries when to try again.
 """
 
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -202,6 +207,37 @@ class Record(Confidential, frozen=True):
             seq=self.seq,
             client_message_id=event.client_message_id,
         )
+
+
+class Eviction(Confidential, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """Word that what was believed of somebody or something may be over: look again.
+
+    Who changes a person's access, subscription or channel publishes it after the commit. It
+    says nothing of what changed, and grants nothing.
+    """
+
+    user_id: int | None = None
+    clerk_id: str | None = None
+    channel_id: int | None = None
+    all: bool = False
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "Eviction":
+        """Raises:
+        ValueError: it is none, or names nobody.
+        """
+        eviction = None
+        with suppress(msgspec.MsgspecError, RecursionError):
+            eviction = _decode_eviction(raw)
+        if eviction is None or eviction == cls():
+            raise ValueError("not an eviction")
+        return eviction
+
+    def encode(self) -> bytes:
+        return _encode(self)
+
+
+_decode_eviction = msgspec.json.Decoder(Eviction).decode
 
 
 class Page(NamedTuple):

@@ -25,6 +25,9 @@ HISTORY_READS = Counter(
 REDIS_WRITES_DROPPED = Counter(
     "sottovoce_redis_writes_dropped", "Messages not put into Redis: it was down or behind"
 )
+EVICTIONS = Counter(
+    "sottovoce_evictions", "Evictions heard on Redis: taken, or ignored as malformed", ["outcome"]
+)
 AUDIT_ROWS_LOST = Counter(
     "sottovoce_audit_rows_lost", "Audit rows that could not be written within their time"
 )

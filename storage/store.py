@@ -23,6 +23,7 @@ from storage.contract import (
     ChannelGone,
     ClientMessageIdReused,
     Draft,
+    Eviction,
     Page,
     Record,
     StoreUnavailable,
@@ -130,7 +131,10 @@ class Store:
         self._config = config
         self._deliver = deliver
         self.on_missed: Callable[[], None] = lambda: None
-        """Called when messages may have passed unheard: Redis was away, and is back."""
+        """Called when messages or evictions may have passed unheard: the feed was lost, and when
+        it is back (`feed.connected`)."""
+        self.on_evicted: Callable[[Sequence[Eviction]], None] = lambda _: None
+        """Called with the evictions that came together. Plain."""
         self.postgres = Breaker("postgres", tolerance=3, on_change=self._changed)
         self.redis = Breaker("redis", tolerance=2, on_change=self._changed)
         for breaker in (self.postgres, self.redis):
@@ -159,6 +163,7 @@ class Store:
             keys,
             breaker=self.redis,
             on_records=deliver,
+            on_evicted=lambda evictions: self.on_evicted(evictions),
             on_missed=lambda: self.on_missed(),
         )
         self.audit = AuditTrail(self._pool)

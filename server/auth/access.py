@@ -3,6 +3,7 @@
 The role comes from the channel's row, never from a global flag.
 """
 
+import math
 from collections import OrderedDict
 from typing import Literal, NamedTuple
 
@@ -11,13 +12,19 @@ import trio
 from protocol.closing import ClosingReason
 from protocol.replies import Subscription
 from server.web.problems import Problem
-from storage.contract import Access, ChannelAccess, StoreUnavailable, User
+from storage.contract import Access, ChannelAccess, Eviction, StoreUnavailable, User
 from storage.store import Store
 
 MAX_CACHED = 50_000
 STALE_SECONDS = 300.0
 """While PostgreSQL is gone, what it said last is believed this long: nothing newer can have
 been decided, for it is PostgreSQL that decisions are written to."""
+
+
+MAX_EVICTED = 10_000
+"""Evictions remembered one by one; with one more everything counts as evicted, once."""
+MAX_LOOKS = 3
+"""At one question whose answer is evicted while it is on its way."""
 
 
 class Permit(NamedTuple):
@@ -32,7 +39,7 @@ class Gate:
     """Decides, from a short memory of what the store said.
 
     Only what lets somebody in is remembered: who has just paid, or was just given a channel,
-    does not wait.
+    does not wait. What was asked before an eviction is not used after it.
 
     Args:
         cache: seconds that an answer is believed.
@@ -44,6 +51,12 @@ class Gate:
         self._cache = cache
         self._trials = trials
         self._known: OrderedDict[tuple[str, int | None], tuple[float, Access]] = OrderedDict()
+        """(when it was asked for, what the store said)"""
+        self._ids: OrderedDict[str, int] = OrderedDict()
+        """Clerk id → user id; the longest unseen first."""
+        self._evicted: dict[tuple[str, str | int], float] = {}
+        """(of what kind, which) → when."""
+        self._all_evicted = -math.inf
 
     async def look(self, subject: str, channel_id: int | None) -> Access:
         """What is known of a Clerk `sub` and a channel, seconds old at most.
@@ -51,18 +64,45 @@ class Gate:
         Raises:
             StoreUnavailable
         """
-        known = self._known.get((subject, channel_id))
+        key = (subject, channel_id)
+        known = self._known.get(key)
+        if known is not None and self._is_evicted(subject, channel_id, known):
+            del self._known[key]
+            known = None
         now = trio.current_time()
         if known is not None and now - known[0] < self._cache:
             return known[1]
-        try:
-            access = await self._store.access(subject, channel_id)
-        except StoreUnavailable:
-            if known is not None and now - known[0] < STALE_SECONDS:
-                return known[1]
-            raise
-        self._known.pop((subject, channel_id), None)
+        for _ in range(MAX_LOOKS):
+            asked = trio.current_time()
+            try:
+                access = await self._store.access(subject, channel_id)
+            except StoreUnavailable:
+                if known is not None and now - known[0] < STALE_SECONDS:
+                    return known[1]
+                raise
+            self._known.pop(key, None)
+            if not self._is_evicted(subject, channel_id, (asked, access)):
+                if self._lets_in(access, channel_id):
+                    self._remember(key, (asked, access))
+                break
         return access
+
+    def forget(self, eviction: Eviction) -> None:
+        """Believe nothing of it that was asked for until now. Plain."""
+        now = trio.current_time()
+        names: list[tuple[str, str | int | None]] = [
+            ("user", eviction.user_id),
+            ("clerk", eviction.clerk_id),
+            ("channel", eviction.channel_id),
+        ]
+        self._evicted.update(((kind, value), now) for kind, value in names if value is not None)
+        if eviction.all or len(self._evicted) > MAX_EVICTED:
+            self._all_evicted = now
+            self._evicted.clear()
+
+    def user_known_as(self, clerk_id: str) -> int | None:
+        """The id of a user who was let in lately, as all were who have streams."""
+        return self._ids.get(clerk_id)
 
     def active(self, access: Access) -> User:
         """The user, if they may use the chat at all.
@@ -74,8 +114,6 @@ class Gate:
             raise Problem("USER_NOT_FOUND")
         if not access.user.is_active:
             raise Problem("USER_INACTIVE")
-        if access.channel is None and self.subscription(access.user).active:
-            self._remember((access.user.clerk_id, None), access)
         return access.user
 
     def permit(self, access: Access) -> Permit:
@@ -90,7 +128,6 @@ class Gate:
             raise Problem("NOT_YOUR_CHANNEL")
         if not channel.is_therapist:
             self.require_subscription(user)
-        self._remember((user.clerk_id, channel.channel_id), access)
         return Permit(user, channel, "therapist" if channel.is_therapist else "prospect")
 
     async def why_end(self, subject: str, channel_id: int) -> ClosingReason | None:
@@ -123,9 +160,38 @@ class Gate:
         if not self.subscription(user).active:
             raise Problem("SUBSCRIPTION_REQUIRED")
 
-    def _remember(self, key: tuple[str, int | None], access: Access) -> None:
-        """Keep what was just read; what was only recalled keeps its age."""
-        if key not in self._known:
-            self._known[key] = (trio.current_time(), access)
-            if len(self._known) > MAX_CACHED:
-                self._known.popitem(last=False)
+    def _lets_in(self, access: Access, channel_id: int | None) -> bool:
+        user, channel = access
+        if user is None or not user.is_active:
+            return False
+        if channel_id is None:
+            return self.subscription(user).active
+        return channel is not None and (
+            channel.is_therapist or (channel.is_prospect and self.subscription(user).active)
+        )
+
+    def _remember(self, key: tuple[str, int | None], known: tuple[float, Access]) -> None:
+        user = known[1].user
+        assert user is not None
+        self._known[key] = known
+        self._ids[key[0]] = user.id
+        self._ids.move_to_end(key[0])
+        for memory in (self._known, self._ids):
+            if len(memory) > MAX_CACHED:
+                memory.popitem(last=False)
+
+    def _is_evicted(
+        self, subject: str, channel_id: int | None, known: tuple[float, Access]
+    ) -> bool:
+        """Whether it was asked for before an eviction, or with it."""
+        asked, access = known
+        if asked <= self._all_evicted:
+            return True
+        if not self._evicted:  # nearly always
+            return False
+        names: list[tuple[str, str | int]] = [("clerk", subject)]
+        if channel_id is not None:
+            names.append(("channel", channel_id))
+        if access.user is not None:
+            names.append(("user", access.user.id))
+        return any(asked <= self._evicted.get(name, -math.inf) for name in names)

@@ -8,6 +8,7 @@ from PostgreSQL only, some seconds later.
 - `sottovoce:<database>:{42}:recent`: sorted set of channel 42's newest `Record`s by sequence
   number, with a TTL
 - `sottovoce:<database>:{42}:live`: pub/sub channel, the same bytes
+- `sottovoce:<database>:control`: pub/sub channel that every worker hears; JSON, an `Eviction`
 
 The braces keep a channel's two on one node of a cluster.
 """
@@ -25,7 +26,7 @@ class Keys:
         database = sha256(named.encode()).hexdigest()[:12]
         self._prefix = b"sottovoce:%b:{" % database.encode()
         self.control = b"sottovoce:%b:control" % database.encode()
-        """A pub/sub channel that every feed listens to."""
+        """A pub/sub channel that every feed listens to, for evictions."""
         self.probe = b"sottovoce:%b:probe" % database.encode()
 
     def recent(self, channel_id: int) -> bytes:

@@ -1,4 +1,5 @@
-"""Word of new messages: one pub/sub connection per worker, for the channels with streams here.
+"""Word of new messages and of evictions: one pub/sub connection per worker, for the channels
+with streams here.
 
 Pub/sub forgets whoever is not listening. So after every new connection the feed says that it
 may have missed something, and whoever uses it looks at PostgreSQL.
@@ -16,8 +17,9 @@ from redis.exceptions import RedisError
 
 from storage.breaker import Breaker, Event
 from storage.bridge import Bridge
-from storage.contract import Record
+from storage.contract import Eviction, Record
 from storage.failures import describe
+from storage.metrics import EVICTIONS
 from storage.redis import Keys
 
 log = structlog.get_logger("storage")
@@ -37,6 +39,7 @@ class Feed:
     Args:
         on_records: called with (channel id, record) of each message, in Redis' order: all that
             one read of the socket brought, at once. Plain.
+        on_evicted: called with the evictions that came, likewise. Plain.
         on_missed: called when the connection is lost, and after each new one once all is
             subscribed: both times something may have passed unheard. Plain.
     """
@@ -49,6 +52,7 @@ class Feed:
         *,
         breaker: Breaker,
         on_records: Callable[[Sequence[tuple[int, Record]]], None],
+        on_evicted: Callable[[Sequence[Eviction]], None],
         on_missed: Callable[[], None],
     ) -> None:
         self._bridge = bridge
@@ -56,7 +60,10 @@ class Feed:
         self._keys = keys
         self._breaker = breaker
         self._on_records = on_records
-        self._arrived: list[tuple[int, Record]] = []
+        self._on_evicted = on_evicted
+        self._records: list[tuple[int, Record]] = []
+        self._evictions: list[Eviction] = []
+        self._handing_over = False
         self._on_missed = on_missed
         self._wanted: dict[int, trio.Event] = {}
         """Channel → set while Redis has confirmed the subscription."""
@@ -138,9 +145,9 @@ class Feed:
         while True:
             kind, name, *rest = await pubsub.parse_response(block=True)
             self._heard = trio.current_time()
-            if kind == b"message" and name != self._keys.control:
+            if kind == b"message":
                 with suppress(ValueError):  # not ours
-                    self._take(self._keys.channel_of(name), Record.decode(rest[0]))
+                    self._take(name, rest[0])
             elif kind == b"subscribe" and name != self._keys.control:
                 confirmed = self._wanted.get(self._keys.channel_of(name))
                 if confirmed is not None:
@@ -149,19 +156,37 @@ class Feed:
                 pubsub.channels.pop(name, None)
                 pubsub.pending_unsubscribe_channels.discard(name)
 
-    def _take(self, channel_id: int, record: Record) -> None:
+    def _take(self, name: bytes, raw: bytes) -> None:
         """Gather what one read of the socket brought: the reader goes on without a pause while
-        there is more of it, and what is scheduled here runs at its next pause."""
-        if not self._arrived:
+        there is more of it, and what is scheduled here runs at its next pause.
+
+        Raises:
+            ValueError: neither a message nor an eviction.
+        """
+        if name != self._keys.control:
+            self._records.append((self._keys.channel_of(name), Record.decode(raw)))
+        else:
+            try:
+                self._evictions.append(Eviction.decode(raw))
+            except ValueError:
+                EVICTIONS.labels("ignored").inc()
+                raise
+        if not self._handing_over:
+            self._handing_over = True
             asyncio.get_running_loop().call_soon(self._hand_over)
-        self._arrived.append((channel_id, record))
 
     def _hand_over(self) -> None:
-        arrived, self._arrived = self._arrived, []
+        self._handing_over = False
+        records, self._records = self._records, []
+        evictions, self._evictions = self._evictions, []
         try:
-            self._on_records(arrived)
+            if evictions:  # first: they may end streams that the messages are not for any more
+                EVICTIONS.labels("taken").inc(len(evictions))
+                self._on_evicted(evictions)
+            if records:
+                self._on_records(records)
         except Exception as error:  # a defect of ours; here it would end the loop
-            log.error("delivery_failed", messages=len(arrived), **describe(error))
+            log.error("delivery_failed", messages=len(records), **describe(error))
             self._on_missed()
 
     async def _keep_subscribed(self, pubsub: "redis.asyncio.client.PubSub") -> None:

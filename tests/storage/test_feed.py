@@ -11,7 +11,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from protocol.confidential import Secret
 from storage.breaker import Breaker
 from storage.bridge import open_bridge
-from storage.contract import Record
+from storage.contract import Eviction, Record
+from storage.metrics import EVICTIONS
 from storage.redis import Keys
 from storage.redis.feed import PING_SECONDS, Feed
 from storage.redis.recent import open_client
@@ -67,6 +68,7 @@ async def test_a_connection_lost_in_two_ways_at_once_is_replaced(autojump_clock:
         KEYS,
         breaker=Breaker("redis", tolerance=10, on_change=lambda _: None),
         on_records=lambda _: None,
+        on_evicted=lambda _: None,
         on_missed=lambda: missed.append(trio.current_time()),
     )
     with trio.move_on_after(2.5 * PING_SECONDS):
@@ -81,6 +83,7 @@ async def listening_feed(
     channel_ids: Sequence[int],
     on_records: Callable[[Batch], None],
     on_missed: Callable[[], None] = lambda: None,
+    on_evicted: Callable[[Sequence[Eviction]], None] = lambda _: None,
 ) -> AsyncIterator[Feed]:
     with trio.fail_after(10):
         async with open_bridge() as bridge, trio.open_nursery() as nursery:
@@ -90,6 +93,7 @@ async def listening_feed(
                 KEYS,
                 breaker=Breaker("redis", tolerance=10, on_change=lambda _: None),
                 on_records=on_records,
+                on_evicted=on_evicted,
                 on_missed=on_missed,
             )
             for channel_id in channel_ids:
@@ -102,10 +106,14 @@ async def listening_feed(
 
 
 def publish(redis_url: str, *messages: tuple[int, Record]) -> None:
+    tell(redis_url, *((KEYS.live(channel_id), record.encode()) for channel_id, record in messages))
+
+
+def tell(redis_url: str, *words: tuple[bytes, bytes]) -> None:
     """All in one write to Redis."""
     with redis.Redis.from_url(redis_url) as client, client.pipeline(transaction=False) as pipeline:
-        for channel_id, record in messages:
-            pipeline.publish(KEYS.live(channel_id), record.encode())
+        for name, raw in words:
+            pipeline.publish(name, raw)
         pipeline.execute()
 
 
@@ -140,3 +148,48 @@ async def test_a_defect_in_who_takes_messages_costs_a_look_and_not_the_feed(redi
         await trio.to_thread.run_sync(publish, redis_url, (1, Record(2, 0, b"{}", b"{}")))
         await until(lambda: taken == [1, 2])
         assert feed.connected
+
+
+async def test_evictions_are_handed_over_and_what_is_none_is_counted_and_ignored(redis_url: str):
+    garbage = [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"null",
+        b"\xff",
+        b'{"userId":"7"}',
+        b'{"userId":null}',
+        b'{"user_id":7}',
+        b'{"clerkId":7}',
+        b'{"all":1}',
+        b'{"all":false}',
+        b"[" * 100_000,
+    ]
+    good = [
+        (b'{"userId":7}', Eviction(user_id=7)),
+        (b'{"clerkId":"user_x"}', Eviction(clerk_id="user_x")),
+        (b'{"channelId":12,"why":"not ours to know"}', Eviction(channel_id=12)),
+        (b'{"all":true}', Eviction(all=True)),
+    ]
+    taken: list[Eviction] = []
+
+    def counted(outcome: str) -> float:
+        return float(EVICTIONS.labels(outcome)._value.get())
+
+    before = counted("ignored"), counted("taken")
+    async with listening_feed(redis_url, [1], lambda _: None, on_evicted=taken.extend) as feed:
+        words = garbage + [raw for raw, _ in good]
+        await trio.to_thread.run_sync(tell, redis_url, *((KEYS.control, raw) for raw in words))
+        await until(lambda: len(taken) >= len(good))
+        assert feed.connected
+    assert taken == [eviction for _, eviction in good]
+    assert counted("ignored") - before[0] == len(garbage)
+    assert counted("taken") - before[1] == len(good)
+
+
+def test_an_eviction_is_written_as_it_is_read_and_shows_nobody():
+    for eviction in (Eviction(user_id=7, channel_id=1), Eviction(clerk_id="x"), Eviction(all=True)):
+        assert Eviction.decode(eviction.encode()) == eviction
+    assert Eviction(clerk_id="user_x").encode() == b'{"clerkId":"user_x"}'
+    assert "user_x" not in repr(Eviction(clerk_id="user_x"))
