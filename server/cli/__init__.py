@@ -5,6 +5,7 @@ import typer
 import storage as storage  # before any driver, see there
 from server.cli.dev import dev
 from server.cli.doctor import doctor
+from server.cli.evict import evict
 from server.cli.migrate import migrate
 from server.cli.seed import seed
 from server.cli.serve import serve
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, dev, migrate, token, seed, doctor):
+for command in (serve, dev, migrate, token, seed, doctor, evict):
     app.command()(command)
 
 
