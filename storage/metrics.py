@@ -13,6 +13,16 @@ POSTGRES_SECONDS = Histogram(
 REDIS_SECONDS = Histogram(
     "sottovoce_redis_seconds", "Time of one Redis pipeline", ["operation"], buckets=_SECONDS
 )
+POSTGRES_STATEMENTS = Counter(
+    "sottovoce_postgres_statements",
+    "Statements sent to PostgreSQL: each one round trip, however many callers it serves",
+    ["query"],
+)
+REDIS_ROUND_TRIPS = Counter(
+    "sottovoce_redis_round_trips",
+    "Pipelines and commands sent to Redis, however many callers each serves",
+    ["kind"],
+)
 DEPENDENCY_UP = Gauge(
     "sottovoce_dependency_up",
     "1 while a dependency answers, the least of all workers",

@@ -20,7 +20,7 @@ from storage.breaker import Breaker, Event
 from storage.bridge import Bridge
 from storage.contract import StoreUnavailable
 from storage.failures import describe
-from storage.metrics import POSTGRES_SECONDS
+from storage.metrics import POSTGRES_SECONDS, POSTGRES_STATEMENTS
 from storage.postgres.queries import QUERIES
 
 log = structlog.get_logger("storage")
@@ -160,6 +160,7 @@ class Pool:
         try:
             connection = self._idle.pop() if self._idle else await self._connect(deadline)
             started = trio.current_time()
+            POSTGRES_STATEMENTS.labels(name).inc()
             # Not cancelled midway, but ended by its time: the timer in _execute shuts the
             # socket down, which no server can hold up.
             with trio.CancelScope(shield=True):

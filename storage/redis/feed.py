@@ -7,7 +7,7 @@ may have missed something, and whoever uses it looks at PostgreSQL.
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import redis.asyncio
@@ -19,7 +19,7 @@ from storage.breaker import Breaker, Event
 from storage.bridge import Bridge
 from storage.contract import Eviction, Record
 from storage.failures import describe
-from storage.metrics import EVICTIONS
+from storage.metrics import EVICTIONS, REDIS_ROUND_TRIPS
 from storage.redis import Keys
 
 log = structlog.get_logger("storage")
@@ -124,7 +124,7 @@ class Feed:
         try:
             with trio.fail_after(SILENCE_SECONDS):
                 # Always: a connection without subscriptions may not be read.
-                await self._bridge.run(pubsub.subscribe, self._keys.control)
+                await self._tell(pubsub.subscribe, self._keys.control)
             self._heard = trio.current_time()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._bridge.run, self._read, pubsub)
@@ -199,10 +199,10 @@ class Feed:
             with trio.fail_after(SILENCE_SECONDS):
                 for start in range(0, len(pending), MAX_SUBSCRIBE):
                     part = map(self._keys.live, pending[start : start + MAX_SUBSCRIBE])
-                    await self._bridge.run(pubsub.subscribe, *part)
+                    await self._tell(pubsub.subscribe, *part)
                 for start in range(0, len(dropped), MAX_SUBSCRIBE):
                     part = map(self._keys.live, dropped[start : start + MAX_SUBSCRIBE])
-                    await self._bridge.run(pubsub.unsubscribe, *part)
+                    await self._tell(pubsub.unsubscribe, *part)
             if first:
                 first = False
                 self.connected = True
@@ -216,4 +216,8 @@ class Feed:
             if trio.current_time() - self._heard > SILENCE_SECONDS:
                 raise trio.TooSlowError
             with trio.fail_after(PING_SECONDS):
-                await self._bridge.run(pubsub.ping)
+                await self._tell(pubsub.ping)
+
+    async def _tell(self, command: Callable[..., Awaitable[object]], *names: bytes) -> None:
+        REDIS_ROUND_TRIPS.labels(command.__name__).inc()
+        await self._bridge.run(command, *names)

@@ -18,7 +18,7 @@ from storage.breaker import Breaker, Event
 from storage.bridge import Bridge
 from storage.contract import Record, StoreUnavailable
 from storage.failures import describe
-from storage.metrics import REDIS_SECONDS
+from storage.metrics import REDIS_ROUND_TRIPS, REDIS_SECONDS
 from storage.redis import Keys
 
 log = structlog.get_logger("storage")
@@ -122,6 +122,7 @@ class RecentMessages:
         return True
 
     async def _execute(self, operation: str, pipeline: Any) -> list[Any]:
+        REDIS_ROUND_TRIPS.labels(operation).inc()
         try:
             with REDIS_SECONDS.labels(operation).time(), trio.fail_after(self._seconds):
                 answers: list[Any] = await self._bridge.run(pipeline.execute)
