@@ -40,11 +40,17 @@ PROBLEMS: dict[str, ProblemKind] = {
     "MESSAGE_TOO_LONG": ProblemKind(400, "The message is too long"),
     "INVALID_TEXT": ProblemKind(400, "The text has a character that cannot be stored"),
     "IDEMPOTENCY_CONFLICT": ProblemKind(409, "This client message id was used for another message"),
-    "REQUEST_TIMEOUT": ProblemKind(408, "The body did not arrive in time"),
+    "REQUEST_TIMEOUT": ProblemKind(408, "The request did not arrive in time"),
+    # What is no HTTP that we speak
+    "BAD_REQUEST": ProblemKind(400, "The request is not valid HTTP"),
+    "URI_TOO_LONG": ProblemKind(414, "The request's target is too long"),
+    "HEADERS_TOO_LARGE": ProblemKind(431, "The request's headers are too large or too many"),
+    "METHOD_UNKNOWN": ProblemKind(501, "This method is not known here"),
+    "HTTP_VERSION": ProblemKind(505, "Only HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here"),
     # What is scarce
     "RATE_LIMITED": ProblemKind(429, "Too many messages in a short time"),
     "TOO_MANY_STREAMS": ProblemKind(429, "You have too many open streams"),
-    "SERVER_FULL": ProblemKind(503, "This server holds as many streams as it can"),
+    "SERVER_FULL": ProblemKind(503, "This server holds as many connections as it can"),
     "DRAINING": ProblemKind(503, "This server is shutting down"),
     "UNAVAILABLE": ProblemKind(503, "The chat cannot do this right now"),
     "INTERNAL": ProblemKind(500, "Something went wrong on our side"),
@@ -59,10 +65,14 @@ TITLES: dict[int, str] = {
     408: "Request Timeout",
     409: "Conflict",
     413: "Content Too Large",
+    414: "URI Too Long",
     415: "Unsupported Media Type",
     429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
     500: "Internal Server Error",
+    501: "Not Implemented",
     503: "Service Unavailable",
+    505: "HTTP Version Not Supported",
 }
 
 

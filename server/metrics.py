@@ -2,6 +2,12 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+CONNECTIONS_OPEN = Gauge(
+    "sottovoce_connections_open", "Connections now open", multiprocess_mode="livesum"
+)
+REFUSED_REQUESTS = Counter(
+    "sottovoce_requests_refused", "Requests refused by the HTTP engine, by problem", ["code"]
+)
 STREAMS_OPEN = Gauge("sottovoce_streams_open", "Streams now open", multiprocess_mode="livesum")
 STREAM_SECONDS = Histogram(
     "sottovoce_stream_seconds",

@@ -98,6 +98,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_streams: Annotated[
         Count, About("streams, per worker", "under the usual file limit of 20,000; then 503")
     ] = setting("SOTTOVOCE_MAX_STREAMS", 18_000)
+    max_connections: Annotated[
+        Count,
+        About("connections, per worker", "in all; the longest idle one makes room, or it is 503"),
+    ] = setting("SOTTOVOCE_MAX_CONNECTIONS", 19_000)
     session_lease_seconds: Annotated[
         Seconds,
         About("seconds", "a stream outlives its token's `exp`: Clerk's live for one minute only"),

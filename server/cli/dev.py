@@ -21,7 +21,7 @@ from server.cli.local_issuer import LocalIssuer
 from server.cli.output import let_sigterm_interrupt, refuse
 from server.cli.people import Seeded, clerk_id_of, seed_people
 from server.cli.ready import FILE, Person, Pids, Ready, write_ready
-from server.engine.options import CertificateError, Engine, EngineOptions, engine_options
+from server.engine.options import CertificateError, EngineName, EngineOptions, engine_options
 from server.engine.sockets import listen, url_of
 from server.engine.supervisor import Supervisor, WorkersFailed
 from server.logs import configure_logging
@@ -53,7 +53,7 @@ def dev(
         Path | None, typer.Option(help="Written as JSON once everything answers.")
     ] = None,
     engine: Annotated[
-        Engine, typer.Option(help="Whose HTTP/1.1: ours, or stock Hypercorn's.")
+        EngineName, typer.Option(help="Whose HTTP/1.1: ours, or stock Hypercorn's.")
     ] = "ours",
     certfile: Annotated[
         Path | None, typer.Option(help="PEM, with --keyfile: serve TLS, and HTTP/2 over it.")

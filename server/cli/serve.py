@@ -10,7 +10,7 @@ import typer
 from server.auth.jwks import PemKey
 from server.cli.output import refuse
 from server.engine.environment import with_env_file
-from server.engine.options import CertificateError, Engine, engine_options
+from server.engine.options import CertificateError, EngineName, engine_options
 from server.engine.sockets import listen, url_of
 from server.engine.supervisor import Supervisor, WorkersFailed
 from server.logs import configure_logging
@@ -29,7 +29,7 @@ def serve(
         typer.Option(help="Settings that go over the environment's; read again at SIGHUP."),
     ] = None,
     engine: Annotated[
-        Engine, typer.Option(help="Whose HTTP/1.1: ours, or stock Hypercorn's.")
+        EngineName, typer.Option(help="Whose HTTP/1.1: ours, or stock Hypercorn's.")
     ] = "ours",
     certfile: Annotated[
         Path | None, typer.Option(help="PEM, with --keyfile: serve TLS, and HTTP/2 over it.")

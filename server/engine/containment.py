@@ -8,7 +8,6 @@ import hypercorn.trio.run
 import structlog
 from hypercorn.trio.tcp_server import TCPServer
 
-from server.engine.options import Engine
 from storage.failures import describe
 
 log = structlog.get_logger("worker")
@@ -27,6 +26,6 @@ class ContainedConnection(TCPServer):
             log.warning("connection_failed", **describe(error))
 
 
-def install_engine(engine: Engine) -> None:  # noqa: ARG001 ours is on its way
-    """Have Hypercorn's workers of this process use that engine's connections."""
+def contain_connections() -> None:
+    """Have Hypercorn's workers of this process use `ContainedConnection`."""
     hypercorn.trio.run.TCPServer = ContainedConnection  # type: ignore[attr-defined]

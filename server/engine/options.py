@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-Engine = Literal["ours", "stock"]
+EngineName = Literal["ours", "stock"]
 """Whose HTTP/1.1 on plain connections. TLS and HTTP/2 are Hypercorn's either way."""
 
 
@@ -17,7 +17,7 @@ class CertificateError(Exception):
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
-    engine: Engine = "ours"
+    engine: EngineName = "ours"
     certfile: Path | None = None
     """PEM: the certificate and what leads from it to the authority."""
     keyfile: Path | None = None
@@ -35,7 +35,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         return arguments
 
 
-def engine_options(engine: Engine, certfile: Path | None, keyfile: Path | None) -> EngineOptions:
+def engine_options(
+    engine: EngineName, certfile: Path | None, keyfile: Path | None
+) -> EngineOptions:
     """What was asked for, and that it can be: workers would only say so one by one.
 
     Raises:

@@ -27,9 +27,10 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config, Sockets
 from hypercorn.trio.run import worker_serve
 
-from server.engine.containment import install_engine
+from server.engine.containment import contain_connections
 from server.engine.environment import with_env_file
-from server.engine.options import CertificateError, Engine, EngineOptions, engine_options
+from server.engine.http1 import Engine, Limits
+from server.engine.options import CertificateError, EngineName, EngineOptions, engine_options
 from server.engine.sockets import BACKLOG
 from server.logs import configure_logging, hide_uncaught_exceptions
 from server.settings import SettingsError, load_settings
@@ -50,6 +51,9 @@ LIFESPAN_SECONDS = 5.0
 """To close pools and write the last audit rows."""
 
 START_SECONDS = 30.0
+
+SPARE_FILES = 200
+"""Of the process's limit: for PostgreSQL, Redis, listening and what Python opens."""
 
 HANDSHAKE_SECONDS = 15.0
 """Of TLS: a few round trips, and on a bad line each of them twice."""
@@ -80,6 +84,7 @@ class Worker:
         app: what is served.
         drain_seconds: `Settings.drain_seconds`.
         options: whose HTTP it speaks, and whether under TLS.
+        limits: of its connections, where the HTTP is ours.
         read_flag: whether the chat is to be on, by the env file as it is now; None: no file.
 
     Attributes:
@@ -93,6 +98,7 @@ class Worker:
         *,
         drain_seconds: float,
         options: EngineOptions,
+        limits: Limits,
         read_flag: Callable[[], bool] | None = None,
     ) -> None:
         self.findings: list[str] | None = None
@@ -100,6 +106,7 @@ class Worker:
         self._app = app
         self._drain_seconds = drain_seconds
         self._options = options
+        self._engine = Engine(app, limits)
         self._read_flag = read_flag
         self._started = False  # the application, that is
         self._ready = False
@@ -111,6 +118,7 @@ class Worker:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._obey_signals, nursery.cancel_scope)
                 nursery.start_soon(self._hold_lifeline, lifeline_fd, nursery.cancel_scope)
+                nursery.start_soon(self._engine.sweep)
                 await self._serve(sock, ready_fd)
                 nursery.cancel_scope.cancel()
         except Exception as error:
@@ -119,7 +127,10 @@ class Worker:
             self.failed = True
 
     async def _serve(self, sock: socket.socket, ready_fd: int) -> None:
-        install_engine(self._options.engine)
+        if self._options.engine == "ours":
+            self._engine.install()
+        else:
+            contain_connections()
         secure, insecure = ([sock], []) if self._options.tls else ([], [sock])
         async with trio.open_nursery() as nursery:
             app: Any = self._run_app  # Hypercorn's types name every message
@@ -178,6 +189,7 @@ class Worker:
         # Whatever hangs from here on: the kernel ends us. A stuck loop cannot be in its way.
         signal.alarm(int(self._drain_seconds + END_SECONDS))
         log.info("worker_draining")
+        self._engine.draining = True
         with trio.move_on_after(self._drain_seconds + DRAIN_MARGIN_SECONDS) as scope:
             try:
                 await self._app.drain()
@@ -186,6 +198,7 @@ class Worker:
                 self.failed = True
         if scope.cancelled_caught:
             log.warning("drain_timed_out")
+        self._engine.close_idle()
 
     def _end(self, everything: trio.CancelScope) -> None:
         if self._ready:
@@ -284,13 +297,19 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-def _raise_file_limit() -> None:
-    """A connection is a descriptor; the soft limit is often 1024, the hard one is the real."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def _raise_file_limit() -> int:
+    """A connection is a descriptor; the soft limit is often 1024, the hard one is the real.
+
+    Returns:
+        The limit that holds now.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (OSError, ValueError):
-        log.warning("file_limit_unchanged")
+        log.warning("file_limit_unchanged", files=soft)
+        return soft
+    return hard
 
 
 def main() -> int:
@@ -305,7 +324,7 @@ def main() -> int:
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--env-file", type=Path)
     parser.add_argument("--app", default="server.app:app", help="module:attribute")
-    parser.add_argument("--engine", choices=get_args(Engine), default="ours")
+    parser.add_argument("--engine", choices=get_args(EngineName), default="ours")
     parser.add_argument("--certfile", type=Path)
     parser.add_argument("--keyfile", type=Path)
     arguments = parser.parse_args()
@@ -326,7 +345,7 @@ def main() -> int:
     os.environ.update(values)  # where the application reads its settings
     configure_logging(settings.log_format, settings.log_level)
     hide_uncaught_exceptions()
-    _raise_file_limit()
+    files = _raise_file_limit()
 
     def read_flag() -> bool:
         now = with_env_file(environ, arguments.env_file)
@@ -337,6 +356,10 @@ def main() -> int:
         getattr(import_module(module), attribute),
         drain_seconds=settings.drain_seconds,
         options=options,
+        limits=Limits(
+            connections=min(settings.max_connections, files - SPARE_FILES),
+            stall_seconds=settings.stall_seconds,
+        ),
         read_flag=read_flag if arguments.env_file else None,
     )
     trio.run(

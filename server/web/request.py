@@ -48,7 +48,7 @@ class Request:
         self._scope = scope
         self._receive = receive
         self._ended = False
-        self.id = secrets.token_hex(8)
+        self.id = new_request_id()
         self.method: str = scope["method"]
         self.path_id = path_id
         self.subject: str | None = None
@@ -189,6 +189,11 @@ class Request:
         self._ended = not message.get("more_body", False)
         part: bytes = message.get("body", b"")
         return part
+
+
+def new_request_id() -> str:
+    """For logs, the audit row and the `X-Request-Id` header."""
+    return secrets.token_hex(8)
 
 
 class PeerLeft(Exception):
