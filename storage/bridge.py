@@ -1,7 +1,7 @@
-"""The asyncio loop that the two drivers live on, and the only way into it.
+"""The asyncio loop that psycopg lives on, and the only way into it.
 
-redis-py and psycopg speak asyncio; everything else here is Trio. One trio-asyncio loop per
-worker is opened with the application and shared. Requests run in tasks that Hypercorn made
+psycopg speaks asyncio; everything else here is Trio. One trio-asyncio loop per worker is opened
+with the application and shared. Requests run in tasks that Hypercorn made
 before or beside that loop, so the loop is named on every call rather than looked up.
 """
 

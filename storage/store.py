@@ -34,8 +34,9 @@ from storage.history import prove
 from storage.metrics import DEPENDENCY_UP, HISTORY_READS, REDIS_WRITES_DROPPED
 from storage.postgres.pool import Pool, Row
 from storage.redis import Keys
+from storage.redis.client import Client
 from storage.redis.feed import Feed
-from storage.redis.recent import RecentMessages, Write, open_client
+from storage.redis.recent import RecentMessages, Write
 
 log = structlog.get_logger("storage")
 
@@ -146,10 +147,9 @@ class Store:
             size=config.connections,
             seconds=config.seconds,
         )
-        self._client = open_client(config.redis_url, seconds=REDIS_SECONDS)
+        self._client = Client(config.redis_url)
         keys = Keys(config.conninfo)
         self._recent = RecentMessages(
-            bridge,
             self._client,
             keys,
             breaker=self.redis,
@@ -158,7 +158,6 @@ class Store:
             seconds=REDIS_SECONDS,
         )
         self.feed = Feed(
-            bridge,
             self._client,
             keys,
             breaker=self.redis,
@@ -494,9 +493,9 @@ class Store:
             nursery.start_soon(self._probe, self.redis, self._recent.probe)
             task_status.started()
 
-    async def _close(self) -> None:
+    def _close(self) -> None:
         self._pool.close()
-        await self._client.aclose()
+        self._client.close()
 
 
 @asynccontextmanager
@@ -517,8 +516,7 @@ async def open_store(
                 yield store
                 nursery.cancel_scope.cancel()
         finally:
-            with trio.move_on_after(2, shield=True):
-                await bridge.run(store._close)
+            store._close()
 
 
 def _access(clerk_id: str, row: Row) -> Access:

@@ -5,22 +5,20 @@ Pub/sub forgets whoever is not listening. So after every new connection the feed
 may have missed something, and whoever uses it looks at PostgreSQL.
 """
 
-import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from typing import Literal
 
-import redis.asyncio
 import structlog
 import trio
-from redis.exceptions import RedisError
 
 from storage.breaker import Breaker, Event
-from storage.bridge import Bridge
 from storage.contract import Eviction, Record
 from storage.failures import describe
 from storage.metrics import EVICTIONS, REDIS_ROUND_TRIPS
 from storage.redis import Keys
+from storage.redis.client import Client, Connection, RedisFailed
 
 log = structlog.get_logger("storage")
 
@@ -46,8 +44,7 @@ class Feed:
 
     def __init__(
         self,
-        bridge: Bridge,
-        client: "redis.asyncio.Redis",
+        client: Client,
         keys: Keys,
         *,
         breaker: Breaker,
@@ -55,15 +52,11 @@ class Feed:
         on_evicted: Callable[[Sequence[Eviction]], None],
         on_missed: Callable[[], None],
     ) -> None:
-        self._bridge = bridge
         self._client = client
         self._keys = keys
         self._breaker = breaker
         self._on_records = on_records
         self._on_evicted = on_evicted
-        self._records: list[tuple[int, Record]] = []
-        self._evictions: list[Eviction] = []
-        self._handing_over = False
         self._on_missed = on_missed
         self._wanted: dict[int, trio.Event] = {}
         """Channel → set while Redis has confirmed the subscription."""
@@ -105,7 +98,7 @@ class Feed:
             if self._breaker.up:
                 try:
                     await self._serve_connection()
-                except (RedisError, OSError, trio.TooSlowError) as error:
+                except (RedisFailed, trio.TooSlowError) as error:
                     log.warning("feed_lost", **describe(error))
                     self._breaker.record(Event.FAILED)
                 finally:
@@ -120,89 +113,72 @@ class Feed:
             await trio.sleep(RECONNECT_SECONDS * random.uniform(0.5, 1.0))
 
     async def _serve_connection(self) -> None:
-        pubsub = self._client.pubsub()
+        with trio.fail_after(SILENCE_SECONDS):
+            connection = await self._client.connect()
         try:
-            with trio.fail_after(SILENCE_SECONDS):
-                # Always: a connection without subscriptions may not be read.
-                await self._tell(pubsub.subscribe, self._keys.control)
-            self._heard = trio.current_time()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._bridge.run, self._read, pubsub)
-                nursery.start_soon(self._keep_subscribed, pubsub)
-                nursery.start_soon(self._watch, pubsub)
+                nursery.start_soon(self._read, connection)
+                nursery.start_soon(self._keep_subscribed, connection)
+                nursery.start_soon(self._watch, connection)
         except BaseExceptionGroup as group:
-            # Where one task finds the connection lost, redis-py may give another one an
-            # AttributeError for it.
-            if group.subgroup((RedisError, OSError, trio.TooSlowError)) is None:
+            lost, others = group.split((RedisFailed, trio.TooSlowError))
+            if lost is None or others is not None:
                 raise
             raise trio.TooSlowError from group
         finally:
-            with trio.move_on_after(1, shield=True), suppress(RedisError, OSError):
-                await self._bridge.run(pubsub.aclose)
+            connection.close()
 
-    async def _read(self, pubsub: "redis.asyncio.client.PubSub") -> None:
-        """Asyncio-flavoured: one task reads for as long as the connection lives."""
+    async def _read(self, connection: Connection) -> None:
         while True:
-            kind, name, *rest = await pubsub.parse_response(block=True)
+            answers = await connection.receive()
             self._heard = trio.current_time()
-            if kind == b"message":
-                with suppress(ValueError):  # not ours
-                    self._take(name, rest[0])
-            elif kind == b"subscribe" and name != self._keys.control:
-                confirmed = self._wanted.get(self._keys.channel_of(name))
-                if confirmed is not None:
-                    confirmed.set()
-            elif kind == b"unsubscribe":  # the driver's own list; it would only grow
-                pubsub.channels.pop(name, None)
-                pubsub.pending_unsubscribe_channels.discard(name)
+            records: list[tuple[int, Record]] = []
+            evictions: list[Eviction] = []
+            for answer in answers:
+                match answer:
+                    case [b"message", self._keys.control, raw]:
+                        try:
+                            evictions.append(Eviction.decode(raw))
+                        except ValueError:
+                            EVICTIONS.labels("ignored").inc()
+                    case [b"message", name, raw]:
+                        with suppress(ValueError):  # not ours
+                            records.append((self._keys.channel_of(name), Record.decode(raw)))
+                    case [b"subscribe", name, _] if name != self._keys.control:
+                        confirmed = self._wanted.get(self._keys.channel_of(name))
+                        if confirmed is not None:
+                            confirmed.set()
+                    case RedisFailed():
+                        raise answer
+            self._hand_over(records, evictions)
 
-    def _take(self, name: bytes, raw: bytes) -> None:
-        """Gather what one read of the socket brought: the reader goes on without a pause while
-        there is more of it, and what is scheduled here runs at its next pause.
-
-        Raises:
-            ValueError: neither a message nor an eviction.
-        """
-        if name != self._keys.control:
-            self._records.append((self._keys.channel_of(name), Record.decode(raw)))
-        else:
-            try:
-                self._evictions.append(Eviction.decode(raw))
-            except ValueError:
-                EVICTIONS.labels("ignored").inc()
-                raise
-        if not self._handing_over:
-            self._handing_over = True
-            asyncio.get_running_loop().call_soon(self._hand_over)
-
-    def _hand_over(self) -> None:
-        self._handing_over = False
-        records, self._records = self._records, []
-        evictions, self._evictions = self._evictions, []
+    def _hand_over(
+        self, records: Sequence[tuple[int, Record]], evictions: Sequence[Eviction]
+    ) -> None:
         try:
             if evictions:  # first: they may end streams that the messages are not for any more
                 EVICTIONS.labels("taken").inc(len(evictions))
                 self._on_evicted(evictions)
             if records:
                 self._on_records(records)
-        except Exception as error:  # a defect of ours; here it would end the loop
+        except Exception as error:  # a defect of ours; the connection is well
             log.error("delivery_failed", messages=len(records), **describe(error))
             self._on_missed()
 
-    async def _keep_subscribed(self, pubsub: "redis.asyncio.client.PubSub") -> None:
+    async def _keep_subscribed(self, connection: Connection) -> None:
         """Tell Redis what changed; while one command is sent, the next changes gather."""
+        await self._tell(connection, "subscribe", [self._keys.control])
         first = True
         while True:
             self._changed = trio.Event()
             pending, self._pending = list(self._pending), set()
             dropped, self._dropped = list(self._dropped), set()
-            with trio.fail_after(SILENCE_SECONDS):
-                for start in range(0, len(pending), MAX_SUBSCRIBE):
-                    part = map(self._keys.live, pending[start : start + MAX_SUBSCRIBE])
-                    await self._tell(pubsub.subscribe, *part)
-                for start in range(0, len(dropped), MAX_SUBSCRIBE):
-                    part = map(self._keys.live, dropped[start : start + MAX_SUBSCRIBE])
-                    await self._tell(pubsub.unsubscribe, *part)
+            for start in range(0, len(pending), MAX_SUBSCRIBE):
+                part = pending[start : start + MAX_SUBSCRIBE]
+                await self._tell(connection, "subscribe", map(self._keys.live, part))
+            for start in range(0, len(dropped), MAX_SUBSCRIBE):
+                part = dropped[start : start + MAX_SUBSCRIBE]
+                await self._tell(connection, "unsubscribe", map(self._keys.live, part))
             if first:
                 first = False
                 self.connected = True
@@ -210,14 +186,20 @@ class Feed:
                 self._on_missed()
             await self._changed.wait()
 
-    async def _watch(self, pubsub: "redis.asyncio.client.PubSub") -> None:
+    async def _watch(self, connection: Connection) -> None:
+        self._heard = trio.current_time()
         while True:
             await trio.sleep(PING_SECONDS)
             if trio.current_time() - self._heard > SILENCE_SECONDS:
                 raise trio.TooSlowError
-            with trio.fail_after(PING_SECONDS):
-                await self._tell(pubsub.ping)
+            await self._tell(connection, "ping")
 
-    async def _tell(self, command: Callable[..., Awaitable[object]], *names: bytes) -> None:
-        REDIS_ROUND_TRIPS.labels(command.__name__).inc()
-        await self._bridge.run(command, *names)
+    async def _tell(
+        self,
+        connection: Connection,
+        command: Literal["subscribe", "unsubscribe", "ping"],
+        names: Iterable[bytes] = (),
+    ) -> None:
+        REDIS_ROUND_TRIPS.labels(command).inc()
+        with trio.fail_after(SILENCE_SECONDS):
+            await connection.send([(command, *names)])

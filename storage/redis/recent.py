@@ -4,44 +4,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import redis.asyncio
 import structlog
 import trio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from protocol.confidential import Secret
 from storage.breaker import Breaker, Event
-from storage.bridge import Bridge
 from storage.contract import Record, StoreUnavailable
 from storage.failures import describe
 from storage.metrics import REDIS_ROUND_TRIPS, REDIS_SECONDS
 from storage.redis import Keys
+from storage.redis.client import Client, Command, RedisFailed, RedisLost, RedisRefused
 
 log = structlog.get_logger("storage")
 
 Write = tuple[int, list[Record], bool]
 """(channel id, records in order, whether they are new and to be published)"""
-
-
-def open_client(url: Secret, *, seconds: float) -> "redis.asyncio.Redis":
-    """A client that never retries or reconnects behind our back within a call.
-
-    Args:
-        seconds: for connecting, and for one answer.
-    """
-    return redis.asyncio.Redis.from_url(
-        url.reveal(),
-        socket_timeout=seconds,
-        socket_connect_timeout=seconds,
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,
-        max_connections=16,
-        client_name="sottovoce",
-    )
 
 
 class RecentMessages:
@@ -55,8 +31,7 @@ class RecentMessages:
 
     def __init__(
         self,
-        bridge: Bridge,
-        client: "redis.asyncio.Redis",
+        client: Client,
         keys: Keys,
         *,
         breaker: Breaker,
@@ -64,7 +39,6 @@ class RecentMessages:
         ttl: int,
         seconds: float,
     ) -> None:
-        self._bridge = bridge
         self._client = client
         self._keys = keys
         self._breaker = breaker
@@ -79,10 +53,9 @@ class RecentMessages:
             StoreUnavailable: Redis is down or hangs.
         """
         self._breaker.check()
-        pipeline = self._client.pipeline(transaction=False)
-        for channel_id in channel_ids:
-            pipeline.zrange(self._keys.recent(channel_id), 0, -1)
-        answers = await self._execute("read", pipeline)
+        recent = self._keys.recent
+        commands = [("ZRANGE", recent(channel_id), 0, -1) for channel_id in channel_ids]
+        answers = await self._execute("read", commands)
         return [_decode(raw) for raw in answers]
 
     async def write(self, writes: Sequence[Write]) -> None:
@@ -96,42 +69,44 @@ class RecentMessages:
             StoreUnavailable: Redis is down or hangs; some of it may have been done.
         """
         self._breaker.check()
-        pipeline = self._client.pipeline(transaction=False)
+        commands: list[Command] = []
         for channel_id, records, publish in writes:
             key = self._keys.recent(channel_id)
-            encoded = {record.encode(): record.seq for record in records}
+            encoded = [record.encode() for record in records]
             if not publish:
-                pipeline.zremrangebyscore(key, records[0].seq, records[-1].seq)
-            pipeline.zadd(key, encoded)
-            pipeline.zremrangebyrank(key, 0, -(self._size + 1))
-            pipeline.expire(key, self._ttl)
+                commands.append(("ZREMRANGEBYSCORE", key, records[0].seq, records[-1].seq))
+            scored = [
+                part
+                for record, raw in zip(records, encoded, strict=True)
+                for part in (record.seq, raw)
+            ]
+            commands += (
+                ("ZADD", key, *scored),
+                ("ZREMRANGEBYRANK", key, 0, -(self._size + 1)),
+                ("EXPIRE", key, self._ttl),
+            )
             if publish:
                 name = self._keys.live(channel_id)
-                for raw in encoded:
-                    pipeline.publish(name, raw)
-        await self._execute("write", pipeline)
+                commands += [("PUBLISH", name, raw) for raw in encoded]
+        await self._execute("write", commands)
 
     async def probe(self) -> bool:
         """Whether Redis answers and may be written. Never raises."""
-        pipeline = self._client.pipeline(transaction=False)
-        pipeline.set(self._keys.probe, b"1", ex=60)
         try:
-            await self._execute("probe", pipeline)
+            await self._execute("probe", [("SET", self._keys.probe, b"1", "EX", 60)])
         except StoreUnavailable:
             return False
         return True
 
-    async def _execute(self, operation: str, pipeline: Any) -> list[Any]:
+    async def _execute(self, operation: str, commands: Sequence[Command]) -> list[Any]:
         REDIS_ROUND_TRIPS.labels(operation).inc()
         try:
             with REDIS_SECONDS.labels(operation).time(), trio.fail_after(self._seconds):
-                answers: list[Any] = await self._bridge.run(pipeline.execute)
-        except (RedisError, OSError, trio.TooSlowError) as error:
-            refused = isinstance(error, (RedisConnectionError, OSError)) and not isinstance(
-                error, (RedisTimeoutError, TimeoutError)
-            )
+                answers = await self._client.call(commands)
+        except (RedisFailed, trio.TooSlowError) as error:
+            refused = isinstance(error, RedisLost)
             # It may be read and not written: between failed writes a read always succeeds.
-            refused |= operation == "probe" and isinstance(error, ResponseError)
+            refused |= operation == "probe" and isinstance(error, RedisRefused)
             if self._breaker.up:  # while it is down, that was said once
                 log.warning("redis_failed", operation=operation, **describe(error))
             self._breaker.record(Event.REFUSED if refused else Event.FAILED)

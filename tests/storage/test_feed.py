@@ -6,64 +6,52 @@ from typing import Any
 
 import redis
 import trio
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from protocol.confidential import Secret
 from storage.breaker import Breaker
-from storage.bridge import open_bridge
 from storage.contract import Eviction, Record
 from storage.metrics import EVICTIONS
 from storage.redis import Keys
+from storage.redis.client import Client, Command, RedisLost
 from storage.redis.feed import PING_SECONDS, Feed
-from storage.redis.recent import open_client
 
 KEYS = Keys({"host": "h", "port": 1, "dbname": "d"})
 Batch = Sequence[tuple[int, Record]]
 
 
-class BreakingPubSub:
-    """A connection that is lost during the first ping: one task is told so, and redis-py gives
-    the other one an AttributeError for the connection that is gone."""
+class BreakingConnection:
+    """Is lost while one task reads and another one writes: both are told."""
 
     def __init__(self) -> None:
-        self.lost = False
+        self.lost = trio.Event()
 
-    async def subscribe(self, *_: Any) -> None: ...
-    async def aclose(self) -> None: ...
-
-    async def parse_response(self, *, block: bool) -> Any:
+    async def receive(self) -> Any:
         await trio.sleep(PING_SECONDS * 1.1)
-        self.lost = True
-        raise RedisConnectionError
+        self.lost.set()
+        raise RedisLost
 
-    async def ping(self) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            if self.lost:
-                raise AttributeError
+    async def send(self, commands: Sequence[Command]) -> None:
+        if commands == [("ping",)]:
+            await self.lost.wait()
+            raise RedisLost
+
+    def close(self) -> None: ...
 
 
-class Client:
+class BreakingClient:
     def __init__(self) -> None:
         self.connections = 0
 
-    def pubsub(self) -> BreakingPubSub:
+    async def connect(self) -> BreakingConnection:
+        await trio.lowlevel.checkpoint()
         self.connections += 1
-        return BreakingPubSub()
-
-
-class DirectBridge:
-    async def run(self, function: Any, *args: Any) -> Any:
-        return await function(*args)
+        return BreakingConnection()
 
 
 async def test_a_connection_lost_in_two_ways_at_once_is_replaced(autojump_clock: Any):
-    client: Any = Client()
-    bridge: Any = DirectBridge()
+    client: Any = BreakingClient()
     missed: list[float] = []
     feed = Feed(
-        bridge,
         client,
         KEYS,
         breaker=Breaker("redis", tolerance=10, on_change=lambda _: None),
@@ -86,10 +74,9 @@ async def listening_feed(
     on_evicted: Callable[[Sequence[Eviction]], None] = lambda _: None,
 ) -> AsyncIterator[Feed]:
     with trio.fail_after(10):
-        async with open_bridge() as bridge, trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
             feed = Feed(
-                bridge,
-                open_client(Secret(redis_url), seconds=1),
+                Client(Secret(redis_url)),
                 KEYS,
                 breaker=Breaker("redis", tolerance=10, on_change=lambda _: None),
                 on_records=on_records,
