@@ -13,10 +13,18 @@ from hypothesis import settings
 from storage.embedded import EmbeddedPostgres, EmbeddedValkey
 from tests.support.chat import Chat, own_valkey, run_chat
 from tests.support.services import Database, fresh_database, make_template, temporary_folder
+from tests.support.wire import WIRE
 
 # An example's time says nothing here: other work shares the machine.
 settings.register_profile("shared", settings(), deadline=None)
 settings.load_profile("shared")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if WIRE.http2:
+        left_out = [item for item in items if item.get_closest_marker("http1")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")

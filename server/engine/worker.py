@@ -30,6 +30,7 @@ from hypercorn.trio.run import worker_serve
 from server.engine.containment import contain_connections
 from server.engine.environment import with_env_file
 from server.engine.http1 import Engine, Limits
+from server.engine.http2 import install_http2
 from server.engine.options import CertificateError, EngineName, EngineOptions, engine_options
 from server.engine.sockets import BACKLOG
 from server.logs import configure_logging, hide_uncaught_exceptions
@@ -127,6 +128,7 @@ class Worker:
             self.failed = True
 
     async def _serve(self, sock: socket.socket, ready_fd: int) -> None:
+        install_http2()
         if self._options.engine == "ours":
             self._engine.install()
         else:

@@ -7,7 +7,6 @@ import base64
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import h11
 import httpx
 
 from protocol.parser import EventStreamParser, ServerSentEvent
@@ -24,6 +22,7 @@ from server.engine.sockets import listen
 from storage.embedded import EmbeddedValkey
 from tests.support.services import Database
 from tests.support.tokens import Signer
+from tests.support.wire import WIRE, End, Head
 
 ROOT = Path(__file__).parents[2]
 APP_ORIGIN = "https://app.example.com"
@@ -61,8 +60,8 @@ class Chat:
         self.signer = signer
         self.port = port
         self.log = log
-        self.base = f"http://127.0.0.1:{port}"
-        self.client = httpx.Client(base_url=self.base, timeout=WAIT_SECONDS)
+        self.base = f"{WIRE.scheme}://127.0.0.1:{port}"
+        self.client = httpx.Client(base_url=self.base, timeout=WAIT_SECONDS, **WIRE.client)
         self.process: subprocess.Popen[bytes]
 
     # People
@@ -204,19 +203,18 @@ class Events:
         self.ended = False
         self._body = b""
         self._ready: list[ServerSentEvent] = []
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS)
-        self._http = h11.Connection(h11.CLIENT)
+        self._socket = WIRE.connect(port, timeout=WAIT_SECONDS)
+        self._http = WIRE.http()
         fields = [("host", f"127.0.0.1:{port}"), ("accept", "text/event-stream"), *headers.items()]
         try:
-            self._tell(h11.Request(method="GET", target=target, headers=fields))
-            self._tell(h11.EndOfMessage())
+            self._socket.sendall(self._http.request("GET", target, fields))
             head = self._next_part(WAIT_SECONDS)
-            assert isinstance(head, h11.Response), head
+            assert isinstance(head, Head), head
         except BaseException:
             self._socket.close()
             raise
-        self.status = head.status_code
-        self.headers = httpx.Headers(list(head.headers))
+        self.status = head.status
+        self.headers = httpx.Headers(head.headers)
 
     def __enter__(self) -> Self:
         return self
@@ -280,28 +278,23 @@ class Events:
         if self.ended:
             raise EOFError
         part = self._next_part(deadline - time.monotonic())
-        if isinstance(part, h11.Data):
-            self._body += bytes(part.data)
+        if isinstance(part, bytes):
+            self._body += part
             if self.status == 200:
-                self._ready += self.parser.feed(bytes(part.data))
+                self._ready += self.parser.feed(part)
         else:
             self.ended = True
 
-    def _tell(self, event: Any) -> None:
-        self._socket.sendall(self._http.send(event) or b"")
-
-    def _next_part(self, seconds: float) -> Any:
+    def _next_part(self, seconds: float) -> Head | bytes | End:
         deadline = time.monotonic() + seconds
-        while True:
-            event = self._http.next_event()
-            if event is not h11.NEED_DATA:
-                return event
+        while (part := self._http.next()) is None:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError
             self._socket.settimeout(left)
-            data = self._socket.recv(65536)
-            self._http.receive_data(data)
+            if answer := self._http.receive(self._socket.recv(65536)):
+                self._socket.sendall(answer)
+        return part
 
 
 def eventually(look: Callable[[], Any], *, seconds: float = WAIT_SECONDS) -> Any:
@@ -361,7 +354,7 @@ def run_chat(
     lifeline, our_end = os.pipe()
     with listen("127.0.0.1", 0, stall_seconds=20.0) as sock, log.open("wb") as output:
         command = [
-            *(sys.executable, "-m", "server.engine.worker"),
+            *(sys.executable, "-m", "server.engine.worker", *WIRE.options.arguments()),
             *("--fd", str(sock.fileno()), "--ready-fd", str(worker_end)),
             *(("--env-file", str(env_file)) if env_file else ()),
         ]

@@ -2,9 +2,10 @@
 
 from urllib.parse import urlsplit
 
-import h11
 import msgspec
 import trio
+
+from tests.support.wire import WIRE, End, Head, Tls
 
 
 class KeepAlive:
@@ -19,45 +20,39 @@ class KeepAlive:
             ("authorization", f"Bearer {token}"),
             ("content-type", "application/json"),
         ]
-        self._stream: trio.SocketStream | None = None
-        self._http = h11.Connection(h11.CLIENT)
+        self._stream: trio.SocketStream | Tls | None = None
+        self._http = WIRE.http()
 
     async def post(self, path: str, body: object) -> tuple[int, bytes]:
         """(status, body).
 
         Raises:
-            OSError, trio.BrokenResourceError, h11.RemoteProtocolError: the outcome is unknown.
+            OSError, trio.BrokenResourceError, Broken: the outcome is unknown.
         """
         raw = msgspec.json.encode(body)
         if self._stream is None:
-            self._stream = await trio.open_tcp_stream(*self._address)
-            self._http = h11.Connection(h11.CLIENT)
+            self._stream = await WIRE.open(*self._address)
+            self._http = WIRE.http()
         whole = False
         try:
-            headers = [*self._headers, ("content-length", str(len(raw)))]
-            request = h11.Request(method="POST", target=path, headers=headers)
-            data = (self._http.send(request) or b"") + (self._http.send(h11.Data(data=raw)) or b"")
-            await self._stream.send_all(data + (self._http.send(h11.EndOfMessage()) or b""))
+            await self._stream.send_all(self._http.request("POST", path, self._headers, raw))
             status, parts = 0, []
-            while not isinstance(event := await self._next(self._stream), h11.EndOfMessage):
-                if isinstance(event, h11.Response):
-                    status = event.status_code
-                elif isinstance(event, h11.Data):
-                    parts.append(bytes(event.data))
+            while not isinstance(part := await self._next(self._stream), End):
+                if isinstance(part, Head):
+                    status = part.status
                 else:
-                    raise h11.RemoteProtocolError("closed before the answer was whole")
-            whole = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
-            if whole:
-                self._http.start_next_cycle()
+                    parts.append(part)
+            whole = self._http.reusable
             return status, b"".join(parts)
         finally:
             if not whole:
                 await self.aclose()
 
-    async def _next(self, stream: trio.SocketStream) -> object:
-        while (event := self._http.next_event()) is h11.NEED_DATA:
-            self._http.receive_data(await stream.receive_some(65536))
-        return event
+    async def _next(self, stream: trio.SocketStream | Tls) -> Head | bytes | End:
+        while (part := self._http.next()) is None:
+            if answer := self._http.receive(await stream.receive_some(65536)):
+                await stream.send_all(answer)
+        return part
 
     async def aclose(self) -> None:
         if self._stream is not None:

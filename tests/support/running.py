@@ -17,6 +17,7 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 
 from server.cli.ready import Ready
 from tests.support.services import temporary_folder
+from tests.support.wire import WIRE
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -66,7 +67,7 @@ class RunningServer:
 
     def _client_options(self, person: str | None, options: dict[str, Any]) -> dict[str, Any]:
         headers = (self.headers(person) if person else {}) | options.pop("headers", {})
-        return {"base_url": self.base_url, "headers": headers, "trust_env": False, **options}
+        return {"base_url": self.base_url, "headers": headers, **WIRE.client, **options}
 
     def command(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run `sottovoce` with this server's data folder."""
@@ -108,6 +109,7 @@ def running_server(
         log_file = folder / "log"
         arguments = ["--port", str(port), "--workers", str(workers)]
         arguments += ["--data-dir", str(data_dir), "--ready-file", str(ready_file)]
+        arguments += WIRE.options.arguments()
         with log_file.open("wb") as log:
             process = subprocess.Popen(
                 [*COMMAND, "dev", *arguments],
@@ -153,10 +155,11 @@ def run_command(*arguments: str, **environ: str) -> subprocess.CompletedProcess[
 
 
 def clean_environment(environ: dict[str, str]) -> dict[str, str]:
-    """Ours without any setting of the machine that the tests run on, and `environ` over it."""
+    """Ours without any setting of the machine that the tests run on, and `environ` over it.
+    Who runs in it trusts this run's certificate."""
     ours = ("SOTTOVOCE_", "NEXT_PUBLIC_", "DB_", "CLERK_", "UPSTASH_", "PROMETHEUS_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return kept | environ
+    return kept | WIRE.environ | environ
 
 
 def wait_until(condition: Callable[[], object], *, seconds: float = 10.0, what: str = "it") -> None:

@@ -1,4 +1,4 @@
-"""A small client for streams, on h11 and our own parser: it can be cut at any byte."""
+"""A small client for streams, on our own parser: it can be cut at any byte."""
 
 import contextlib
 import socket
@@ -6,12 +6,12 @@ import struct
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
-import h11
 import trio
 
 from protocol.parser import EventStreamParser, ServerSentEvent
+from tests.support.wire import WIRE, Broken, End, Head, Tls, socket_of
 
-BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError)
+BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, Broken)
 """How a connection that ended badly shows."""
 
 
@@ -31,9 +31,9 @@ class StreamClient:
         parser: holds the last event id and the retry time.
     """
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream | Tls) -> None:
         self._stream = stream
-        self._http = h11.Connection(h11.CLIENT)
+        self._http = WIRE.http()
         self.parser = EventStreamParser()
         self.status = 0
         self.headers: dict[str, str] = {}
@@ -46,24 +46,22 @@ class StreamClient:
             fields.append(("authorization", f"Bearer {token}"))
         if last_id:
             fields.append(("last-event-id", last_id))
-        request = h11.Request(method="GET", target=path, headers=fields)
-        data = self._http.send(request) or b""
-        data += self._http.send(h11.EndOfMessage()) or b""
-        await self._stream.send_all(data)
-        response = await self._next()
-        assert isinstance(response, h11.Response), response
-        self.status = response.status_code
-        self.headers = {name.decode(): value.decode() for name, value in response.headers}
+        await self._stream.send_all(self._http.request("GET", path, fields))
+        head = await self._next()
+        assert isinstance(head, Head), head
+        self.status = head.status
+        self.headers = dict(head.headers)
         if self.status != 200:
             body = b""
-            while isinstance(event := await self._next(), h11.Data):
-                body += bytes(event.data)
+            while isinstance(part := await self._next(), bytes):
+                body += part
             raise StreamRefused(self.status, body)
 
-    async def _next(self) -> h11.Event | type[h11.PAUSED]:
-        while (event := self._http.next_event()) is h11.NEED_DATA:
-            self._http.receive_data(await self._stream.receive_some(65536))
-        return event  # type: ignore[return-value]
+    async def _next(self) -> Head | bytes | End:
+        while (part := self._http.next()) is None:
+            if answer := self._http.receive(await self._stream.receive_some(65536)):
+                await self._stream.send_all(answer)
+        return part
 
     async def read(self) -> list[ServerSentEvent] | None:
         """The next events, those of one read together; None when the server ended the stream.
@@ -71,17 +69,18 @@ class StreamClient:
         Raises:
             one of `BROKEN`: the connection broke.
         """
-        while isinstance(event := await self._next(), h11.Data):
-            if batch := self.parser.feed(bytes(event.data)):
+        while isinstance(part := await self._next(), bytes):
+            if batch := self.parser.feed(part):
                 return batch
         return None
 
     def cut(self, *, reset: bool) -> None:
         """End the connection now, as a network would: with a RST, or a FIN."""
+        sock = socket_of(self._stream)
         if reset:
             linger = struct.pack("ii", 1, 0)
-            self._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self._stream.socket.close()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        sock.close()
 
 
 @contextlib.asynccontextmanager
@@ -96,11 +95,11 @@ async def open_stream(
 ) -> AsyncIterator[StreamClient]:
     """Raises:
     StreamRefused
-    OSError, trio.BrokenResourceError, h11.RemoteProtocolError: no answer.
+    one of `BROKEN`: no answer.
     """
     url = urlsplit(base_url)
     assert url.hostname is not None and url.port is not None
-    stream = await trio.open_tcp_stream(url.hostname, url.port)
+    stream = await WIRE.open(url.hostname, url.port)
     try:
         client = StreamClient(stream)
         path = f"/api/chat/{channel_id}{query}"

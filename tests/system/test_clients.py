@@ -1,6 +1,7 @@
 """Clients that others wrote: `httpx-sse`, and `eventsource` on Node, which reconnects by itself."""
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +15,7 @@ import trio
 
 from tests.support.chat import Chat, Pair, own_valkey, run_chat
 from tests.support.tcp_proxy import open_proxy
+from tests.support.wire import WIRE
 
 NODE = Path(__file__).parent / "node"
 INSTALL_SECONDS = 90.0
@@ -136,7 +138,10 @@ class Listener:
 @asynccontextmanager
 async def listen(folder: Path, url: str, token: str) -> AsyncIterator[Listener]:
     process = await trio.lowlevel.open_process(
-        ["node", "listen.mjs", url, token], cwd=folder, stdout=subprocess.PIPE
+        ["node", "listen.mjs", url, token],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        env=os.environ | WIRE.environ,
     )
     listener = Listener(process)
     try:
@@ -150,11 +155,12 @@ async def listen(folder: Path, url: str, token: str) -> AsyncIterator[Listener]:
             await process.wait()
 
 
+@pytest.mark.http1
 async def test_eventsource_sees_every_message_once_whatever_is_cut(quick: Chat, node_folder: Path):
     pair = quick.pair()
     count, cuts = 60, 4
     async with open_proxy("127.0.0.1", quick.port) as proxy:
-        url = f"http://127.0.0.1:{proxy.port}/api/chat/{pair.channel_id}"
+        url = f"{WIRE.scheme}://127.0.0.1:{proxy.port}/api/chat/{pair.channel_id}"
         async with listen(node_folder, url, quick.token(pair.prospect)) as listener:
             await listener.until("open")
             for number in range(count):
@@ -176,6 +182,7 @@ async def test_eventsource_sees_every_message_once_whatever_is_cut(quick: Chat, 
     assert not listener.of("reset")
 
 
+@pytest.mark.http1
 async def test_eventsource_resumes_after_a_drain(
     quick: Chat, node_folder: Path, services_folder: Path
 ):
@@ -193,7 +200,7 @@ async def test_eventsource_resumes_after_a_drain(
         worker(valkey.url) as second,
     ):
         async with open_proxy("127.0.0.1", first.port) as proxy:
-            url = f"http://127.0.0.1:{proxy.port}/api/chat/{pair.channel_id}"
+            url = f"{WIRE.scheme}://127.0.0.1:{proxy.port}/api/chat/{pair.channel_id}"
             async with listen(node_folder, url, quick.token(pair.prospect)) as listener:
                 await listener.until("open")
                 await trio.to_thread.run_sync(first.send, pair.therapist, pair.channel_id, "old")
@@ -229,6 +236,7 @@ def stream_url(chat: Chat, pair: Pair) -> str:
     return f"{chat.base}/api/chat/{pair.channel_id}"
 
 
+@pytest.mark.http1
 async def test_eventsource_stops_for_good_at_403(quick: Chat, node_folder: Path):
     pair, outsider = quick.pair(), quick.person()
     async with listen(node_folder, stream_url(quick, pair), quick.token(outsider)) as listener:
@@ -236,6 +244,7 @@ async def test_eventsource_stops_for_good_at_403(quick: Chat, node_folder: Path)
     assert refusals(quick, outsider) == ["NOT_YOUR_CHANNEL"]
 
 
+@pytest.mark.http1
 async def test_eventsource_stops_for_good_at_404(quick: Chat, node_folder: Path):
     pair = quick.pair()
     unknown = pair.prospect._replace(clerk_id="user_of_nobody")
@@ -244,6 +253,7 @@ async def test_eventsource_stops_for_good_at_404(quick: Chat, node_folder: Path)
     assert refusals(quick, unknown) == ["USER_NOT_FOUND"]
 
 
+@pytest.mark.http1
 async def test_eventsource_stops_for_good_at_429(quick: Chat, node_folder: Path):
     pair = quick.pair()
     with ExitStack() as stack:
@@ -255,6 +265,7 @@ async def test_eventsource_stops_for_good_at_429(quick: Chat, node_folder: Path)
     assert refusals(quick, pair.prospect) == ["TOO_MANY_STREAMS"]
 
 
+@pytest.mark.http1
 async def test_eventsource_stops_for_good_when_the_subscription_ends(
     quick: Chat, node_folder: Path
 ):

@@ -8,7 +8,6 @@ import base64
 import contextlib
 import json
 import secrets
-import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +22,7 @@ from storage.failures import describe
 from storage.postgres.migrate import migrate
 from tests.support.chat import APP_ORIGIN, Chat, Pair, Person, eventually, run_chat
 from tests.support.services import Database, temporary_folder
+from tests.support.wire import WIRE
 
 
 class Canaries:
@@ -226,7 +226,7 @@ def strange_requests(theatre: Theatre) -> None:
     ):
         with (
             contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", theatre.chat.port), timeout=1) as sock,
+            WIRE.connect(theatre.chat.port, timeout=1) as sock,
         ):
             sock.sendall(request.encode())
             theatre.canaries.assert_absent(sock.recv(65536), "an answer to junk")

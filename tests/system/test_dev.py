@@ -22,6 +22,7 @@ from tests.support.running import (
     running_server,
     wait_until,
 )
+from tests.support.wire import WIRE
 
 PEOPLE = ("therapist", "prospect", "outsider", "lapsed")
 
@@ -134,22 +135,21 @@ def test_seeded_pairs_can_talk_and_each_run_makes_new_ones(server: RunningServer
             set(line) == {"channel_id", "therapist_token", "prospect_token"} for line in lines
         )
         channels += [line["channel_id"] for line in lines]
-        for line in (lines[0], lines[-1]):
-            for token in ("therapist_token", "prospect_token"):
-                answer = httpx.post(
-                    f"{server.base_url}/api/chat/send",
-                    json={"channelId": line["channel_id"], "content": "hello"},
-                    headers={"Authorization": f"Bearer {line[token]}"},
-                    trust_env=False,
-                )
-                assert answer.status_code == 200
-        crossed = httpx.post(
-            f"{server.base_url}/api/chat/send",
-            json={"channelId": lines[0]["channel_id"], "content": "hello"},
-            headers={"Authorization": f"Bearer {lines[1]['therapist_token']}"},
-            trust_env=False,
-        )
-        assert crossed.status_code == 403
+        with server.client(None) as client:
+            for line in (lines[0], lines[-1]):
+                for token in ("therapist_token", "prospect_token"):
+                    answer = client.post(
+                        "/api/chat/send",
+                        json={"channelId": line["channel_id"], "content": "hello"},
+                        headers={"Authorization": f"Bearer {line[token]}"},
+                    )
+                    assert answer.status_code == 200
+            crossed = client.post(
+                "/api/chat/send",
+                json={"channelId": lines[0]["channel_id"], "content": "hello"},
+                headers={"Authorization": f"Bearer {lines[1]['therapist_token']}"},
+            )
+            assert crossed.status_code == 403
     assert len(set(channels)) == 60
 
 
@@ -243,7 +243,7 @@ def test_port_settings_and_flag_are_the_callers():
         DB_HOST="192.0.2.1",  # its own services are not the caller's
         UPSTASH_REDIS_URL="redis://192.0.2.1",
     ) as server:
-        assert server.base_url == f"http://127.0.0.1:{port}"
+        assert server.base_url == f"{WIRE.scheme}://127.0.0.1:{port}"
         with server.client() as client:
             assert client.get("/readyz").status_code == 200
             assert client.get("/api/chat/availability").status_code == 404

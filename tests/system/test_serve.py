@@ -16,6 +16,7 @@ from server.cli.people import Seeded, seed_people
 from tests.support.running import COMMAND, START_SECONDS, clean_environment, wait_until
 from tests.support.services import Database
 from tests.support.tokens import Signer
+from tests.support.wire import WIRE
 
 FLAG = "NEXT_PUBLIC_ENABLE_CHAT_FEATURE"
 
@@ -53,10 +54,18 @@ class Deployment:
     @contextmanager
     def serving(self, *arguments: str) -> Iterator[tuple["subprocess.Popen[bytes]", httpx.Client]]:
         log_file = self.folder / "log"
-        command = [*COMMAND, "serve", "--host", "127.0.0.1", "--port", "0", *arguments]
+        command = [
+            *COMMAND,
+            "serve",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            *WIRE.options.arguments(),
+        ]
         with log_file.open("wb") as log:
             process = subprocess.Popen(
-                [*command, "--env-file", str(self.env_file)],
+                [*command, *arguments, "--env-file", str(self.env_file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -70,7 +79,7 @@ class Deployment:
             (url,) = [line.split()[-1] for line in self.log.splitlines() if "serving on" in line]
             token = self.signer.mint(sub="user_dev_prospect", exp=int(time.time()) + 600)
             headers = {"Authorization": f"Bearer {token}"}
-            with httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=20) as client:
+            with httpx.Client(base_url=url, headers=headers, timeout=20, **WIRE.client) as client:
                 yield process, client
         finally:
             process.terminate()
@@ -134,7 +143,8 @@ def test_all_workers_count_into_one_set_of_metrics(deployment: Deployment):
         wait_until(lambda: deployment.log.count("worker_ready") == 2)
         workers = process_of(process).children()
         for _ in range(20):  # on connections of their own, so that both workers get some
-            httpx.get(f"{client.base_url}/api/chat/availability", trust_env=False)
+            with httpx.Client(**WIRE.client) as another:
+                another.get(f"{client.base_url}/api/chat/availability")
         wait_until(lambda: requests() == 20, what="counting")
         folders = {worker.environ()["PROMETHEUS_MULTIPROC_DIR"] for worker in workers}
         assert len(folders) == 1

@@ -22,6 +22,7 @@ from tests.support.conversation import conversation
 from tests.support.running import COMMAND, RunningServer, clean_environment, running_server
 from tests.support.services import temporary_folder
 from tests.support.sse import BROKEN
+from tests.support.wire import WIRE
 
 LIMITS: dict[str, Any] = {"SOTTOVOCE_MAX_STREAMS_PER_USER": "50"}
 
@@ -52,7 +53,7 @@ def second_server(first: RunningServer, log_file: Path) -> Iterator[str]:
         }
     )
     with log_file.open("wb") as log:
-        arguments = ["serve", "--host", "127.0.0.1", "--port", "0"]
+        arguments = ["serve", "--host", "127.0.0.1", "--port", "0", *WIRE.options.arguments()]
         process = subprocess.Popen(
             [*COMMAND, *arguments], env=environ, stdout=log, stderr=subprocess.STDOUT
         )
@@ -77,10 +78,11 @@ def wait_for_url(process: "subprocess.Popen[bytes]", log_file: Path) -> str:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         assert process.poll() is None, log_file.read_text()
-        if match := re.search(r"serving on (http://\S+)", log_file.read_text()):
+        if match := re.search(r"serving on (https?://\S+)", log_file.read_text()):
             try:
-                if httpx.get(f"{match[1]}/readyz", trust_env=False).status_code == 200:
-                    return match[1]
+                with httpx.Client(**WIRE.client) as client:
+                    if client.get(f"{match[1]}/readyz").status_code == 200:
+                        return match[1]
             except httpx.HTTPError:
                 pass
         time.sleep(0.05)

@@ -15,6 +15,7 @@ import trio
 from server.engine import supervisor as engine
 from server.engine.sockets import listen, url_of
 from server.engine.supervisor import Supervisor, WorkersFailed
+from tests.support.wire import WIRE
 
 SETTINGS = {
     "UPSTASH_REDIS_URL": "redis://127.0.0.1",
@@ -34,7 +35,7 @@ class Server:
 
     async def ask(self, path: str = "/") -> tuple[int, str]:
         """(the worker's pid, whether the chat is on, as it says)"""
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(**WIRE.client) as client:
             pid, enabled = (await client.get(f"{self.url}{path}")).text.split()
             return int(pid), enabled
 
@@ -55,12 +56,13 @@ async def running(
             workers=workers,
             env=env,
             drain_seconds=0.1,
+            options=WIRE.options,
             app="tests.server.engine.tiny_app:app",
             **options,
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(supervisor.run)
-            yield Server(supervisor, url_of(sock))
+            yield Server(supervisor, url_of(sock, tls=WIRE.tls))
             if stop:
                 supervisor.stop()
 
