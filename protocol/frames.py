@@ -3,7 +3,7 @@
 WHATWG HTML §9.2.5 "Parsing an event stream" is the format; RFC 9112 §7.1 the chunk.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import msgspec
 
@@ -15,23 +15,33 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Frame:
-    """One message as it stands on every stream of a channel: made once per process.
+    """One message, or some that follow each other, as it stands on every stream of a channel:
+    made once per process. The fan-out hands out these same objects and copies nothing.
 
-    `plain` is the event; `chunked` is the same wrapped as one HTTP/1.1 chunk. The fan-out
-    hands out these same objects and copies nothing.
+    Attributes:
+        first, seq: the numbers of its first and last message.
+        ts: when the last one was stored, in milliseconds since the epoch.
+        chunked: the events wrapped as one HTTP/1.1 chunk.
+        parts: the frames that it was joined from; empty for a single message.
     """
 
-    __slots__ = ("chunked", "plain", "seq", "ts")
+    __slots__ = ("_plain_at", "chunked", "first", "parts", "seq", "ts")
 
-    def __init__(self, seq: int, ts: int, plain: bytes) -> None:
+    def __init__(self, seq: int, ts: int, plain: bytes, parts: tuple["Frame", ...] = ()) -> None:
+        self.first: int = parts[0].first if parts else seq
         self.seq = seq
         self.ts = ts
-        """When the message was stored, in milliseconds since the epoch."""
-        self.plain = plain
         self.chunked = chunk(plain)
+        self.parts = parts
+        self._plain_at = len(self.chunked) - len(plain) - 2
+
+    @property
+    def plain(self) -> bytes:
+        """The events alone; cut out when asked for, so that a frame is held once."""
+        return self.chunked[self._plain_at : -2]
 
     def __repr__(self) -> str:
-        return f"<Frame seq={self.seq} {len(self.plain)} bytes>"
+        return f"<Frame seq={self.seq} {len(self.chunked)} bytes>"
 
 
 def message_frame(seq: int, ts: int, data: bytes, *, epoch: int = 0) -> Frame:
@@ -95,6 +105,9 @@ def closing_event(reason: ClosingReason, *, retry: int | None = None) -> bytes:
 HEARTBEAT_EVENT = encode_event(b"{}", event=HEARTBEAT)
 
 
-def join_plain(frames: Iterable[Frame]) -> bytes:
-    """Frames that wait for the same stream, as one write."""
-    return b"".join([frame.plain for frame in frames])
+def join_frames(frames: Sequence[Frame]) -> Frame:
+    """Frames that follow each other, at least one, as one write."""
+    if len(frames) == 1:
+        return frames[0]
+    last = frames[-1]
+    return Frame(last.seq, last.ts, b"".join([frame.plain for frame in frames]), tuple(frames))

@@ -19,7 +19,7 @@ from server.settings import SettingsError, load_settings
 from server.web.cors import cors_headers, preflight
 from server.web.problems import Problem, problem_response
 from server.web.request import PeerLeft, Request
-from server.web.response import Send
+from server.web.response import Life, Send
 from storage.contract import StoreUnavailable
 from storage.failures import describe
 
@@ -49,7 +49,10 @@ class Application:
             case "http":
                 self._in_flight += 1
                 try:
-                    await self._serve_request(scope, receive, send)
+                    life = await self._serve_request(scope, receive, send)
+                    del scope, receive, send  # a stream may live for hours
+                    if life is not None:
+                        await _live(life)
                 finally:
                     self._in_flight -= 1
             case "lifespan":
@@ -85,7 +88,8 @@ class Application:
                 self._service = None
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _serve_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_request(self, scope: Scope, receive: Receive, send: Send) -> Life | None:
+        """Answer; for a stream, begin to."""
         started = trio.current_time()
         status = 0  # until the response has started
 
@@ -105,7 +109,10 @@ class Application:
         try:
             if service is None:
                 raise Problem("DRAINING", retry_after=1)
-            await self._answer(service, route, request, watched, extra)
+            life = await self._answer(service, route, request, watched, extra)
+            if life is not None:
+                status = 200
+            return life
         except PeerLeft:
             pass
         except Exception as error:
@@ -123,6 +130,7 @@ class Application:
         finally:
             if route is not routes.STREAM or status != 200:
                 self._log(route, request, status, trio.current_time() - started)
+        return None
 
     async def _answer(
         self,
@@ -131,7 +139,7 @@ class Application:
         request: Request,
         send: Send,
         extra: list[tuple[bytes, bytes]],
-    ) -> None:
+    ) -> Life | None:
         if request.framed_twice:
             # What follows on this connection may be a part of the body to a proxy before us.
             raise Problem(
@@ -148,12 +156,12 @@ class Application:
             methods.append("HEAD")
         if request.method == "OPTIONS":
             await preflight(methods, extra)(send)
-            return
+            return None
         if request.method not in methods:
             allow = ", ".join(methods).encode()
             raise Problem("METHOD_NOT_ALLOWED", headers=[(b"allow", allow)])
         answer = await route.handler(service, request)
-        await answer(send, extra)
+        return await answer(send, extra)
 
     def _note_refusal(
         self, service: Service, route: routes.Route | None, request: Request, problem: Problem
@@ -188,6 +196,14 @@ class Application:
             user_id=request.user_id,
             channel_id=request.channel_id,
         )
+
+
+async def _live(life: Life) -> None:
+    try:
+        await life()
+    except Exception as error:
+        log.error("stream_failed", **describe(error))
+        raise Abandoned from None
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -8,13 +8,18 @@ import msgspec
 from server.handlers import availability, export, health, messaging, openapi, send, stream, ticket
 from server.service import Service
 from server.web.request import Request
-from server.web.response import Headers, Send
+from server.web.response import Headers, Life, Send
 
 
 class Answer(Protocol):
-    """A response, whole or streamed: an ASGI app that knows its request already."""
+    """A response: an ASGI app that knows its request already.
 
-    async def __call__(self, send: Send, extra: Headers = ()) -> None: ...
+    Returns:
+        None; or, for a stream that has begun, what it does until it ends. That is run when
+        nothing is left of the request.
+    """
+
+    async def __call__(self, send: Send, extra: Headers = ()) -> Life | None: ...
 
 
 Handler = Callable[[Service, Request], Awaitable[Answer]]

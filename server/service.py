@@ -18,8 +18,11 @@ from server.auth.credentials import (
     find_credential,
     origin_matches,
 )
+from server.auth.evictions import Evictions
 from server.auth.jwks import KeysUnavailable, PemKey, RemoteKeys, jwks_url
 from server.live.catch_up import CatchUp
+from server.live.clock import Clock
+from server.live.connection import StreamLimits
 from server.live.hub import Hub
 from server.settings import Settings
 from server.web.problems import Problem
@@ -42,12 +45,22 @@ class Service:
         self.hub = hub
         self.enabled = settings.chat_enabled
         self.draining = False
+        self.stream_limits = StreamLimits(
+            heartbeat=settings.heartbeat_seconds,
+            retry=settings.retry_milliseconds,
+            outbox=settings.outbox_bytes,
+            stall=settings.stall_seconds,
+            recheck=settings.recheck_seconds,
+        )
+        self.clock = Clock(tick=min(TICK_SECONDS, settings.heartbeat_seconds / 8))
         self.gate = Gate(store, cache=settings.access_cache_seconds, trials=settings.trials)
         self.send_rate = SendRate(settings.max_sends_per_second)
         self.catch_up = CatchUp(
             hub, store, reconcile=settings.reconcile_seconds, poll=settings.poll_seconds
         )
-        store.on_missed = self.catch_up.look_now
+        self.evictions = Evictions(self.gate, hub.all_streams)
+        store.on_evicted = self.evictions.take
+        store.on_missed = self._missed
         self._verifier = TokenVerifier(
             PemKey(settings.clerk_jwt_key)
             if settings.clerk_jwt_key
@@ -55,6 +68,12 @@ class Service:
             issuer=settings.issuer,
             authorized_parties=settings.authorized_parties,
         )
+
+    def _missed(self) -> None:
+        """Messages and evictions may have passed unheard. Plain."""
+        self.catch_up.look_now()
+        if self.store.feed.connected:  # else once it is back: until then no word is sure
+            self.evictions.missed()
 
     async def authenticate(self, request: Request, *, allow_ticket: bool = False) -> Claims:
         """Whose session the request carries.
@@ -164,6 +183,9 @@ class Service:
         )
 
 
+TICK_SECONDS = 0.25
+"""Of the streams' clock: heartbeats and leases are this exact."""
+
 FINISH_SECONDS = 3.0
 """For requests under way when the last stream has ended; a send takes at most half of it."""
 
@@ -190,5 +212,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         service = Service(settings, store, hub)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keep_running, "catch_up", service.catch_up.serve)
+            nursery.start_soon(keep_running, "clock", service.clock.run)
+            nursery.start_soon(keep_running, "quiet_channels", hub.serve)
+            nursery.start_soon(keep_running, "evictions", service.evictions.serve)
             yield service
             nursery.cancel_scope.cancel()

@@ -54,6 +54,8 @@ LINGER_BYTES = 1024 * 1024
 LINGER_SECONDS = 2.0
 """Of a body that nobody wanted: a connection that is closed with bytes unread is reset, and the
 answer with it (RFC 9112 §9.6)."""
+GOODBYE_SECONDS = 1.0
+"""For the client of a stream that has ended to leave by itself."""
 MAX_TURNED_AWAY = 200
 """Connections over the limit that are told so at one time; further ones are just closed."""
 SWEEP_SECONDS = 0.5
@@ -485,7 +487,11 @@ class Connection:
             if self._state is _State.READY and not self._wire.gone and self._refusal is None:
                 self._refusal = "INTERNAL"
         answered, self._answering = self._answering, None
-        if self._state is _State.DIRECT or self._state is _State.READY:
+        if self._state is _State.DIRECT:
+            self._close = True
+            if not self._wire.gone:
+                await _linger(self._wire, seconds=GOODBYE_SECONDS)
+        elif self._state is _State.READY:
             self._close = True
         elif self._state is not _State.ENDED:
             self._close = True
@@ -543,11 +549,17 @@ class Connection:
             data = self._frame(message.get("body", b""), more=more)
             self._state = _State.BODY if more else _State.ENDED
             if data and not self._wire.write(data):
-                await self._wire.flush(seconds=self._engine.limits.stall_seconds)
+                await self._flush()
             elif more:
                 await trio.lowlevel.checkpoint()
         else:
             raise RuntimeError("ASGI messages out of order")
+
+    async def _flush(self) -> None:
+        try:
+            await self._wire.flush(seconds=self._engine.limits.stall_seconds)
+        except trio.TooSlowError:
+            self._wire.abort()
 
     def _frame(self, body: bytes, *, more: bool) -> bytes:
         """A part of a response's body as it goes on the wire, its head before the first."""
@@ -643,7 +655,7 @@ class Connection:
             request_id=request_id,
         )
         self._wire.write(_refusal(code, self._engine.date(), request_id=request_id))
-        await self._wire.flush(seconds=LINGER_SECONDS)
+        await self._flush()
         await _linger(self._wire, seconds=LINGER_SECONDS)
 
 

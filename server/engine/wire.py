@@ -65,16 +65,13 @@ class Wire:
     async def flush(self, *, seconds: float) -> None:
         """Until what is kept is written, or the peer is gone.
 
-        Args:
-            seconds: without a byte taken, after which the peer counts as gone.
+        Raises:
+            trio.TooSlowError: the peer took nothing for so many seconds.
         """
         while self._rest and not self.gone:
-            with trio.move_on_after(seconds) as scope:
+            with trio.fail_after(seconds):
                 await trio.lowlevel.wait_writable(self._socket)
-            if scope.cancelled_caught:
-                self.gone = True
-            else:
-                self.write(b"")
+            self.write(b"")
 
     def read_now(self) -> bytes | None:
         """What has arrived; empty at the end; None: nothing yet. Plain."""
@@ -100,9 +97,9 @@ class Wire:
                 self.gone = not data or ignored > MAX_IGNORED
 
     def end(self) -> None:
-        """The end of a streamed response; what is kept is tried once more, and given up."""
-        self.write(b"0\r\n\r\n" if self.chunked else b"")
-        self.half_close()
+        """The end of a streamed response. Plain."""
+        if self.chunked:
+            self.write(b"0\r\n\r\n")
 
     def half_close(self) -> None:
         """Say that nothing more is written. Plain."""

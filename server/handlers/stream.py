@@ -2,6 +2,7 @@
 
 import random
 import time
+from functools import partial
 
 import structlog
 import trio
@@ -10,13 +11,15 @@ from protocol.closing import ClosingReason
 from protocol.cursors import MAX_SEQ, CursorError, parse_cursor
 from server.auth.access import Permit
 from server.auth.clerk import Claims
-from server.live.connection import Connection, EndedEarly, Lease, StreamLimits
+from server.live.connection import Connection, EndedEarly, Lease
+from server.live.wire import AsgiWire, Wire
 from server.metrics import STREAM_SECONDS, STREAMS_OPEN
 from server.service import Service
 from server.web.problems import Problem
 from server.web.request import Request
-from server.web.response import COMMON, Headers, Send
-from storage.contract import ChannelGone
+from server.web.response import COMMON, Headers, Life, Send
+from storage.audit import AuditRow
+from storage.contract import ChannelGone, Origin
 
 log = structlog.get_logger("live")
 
@@ -25,6 +28,8 @@ EARLY_ENDS = {
     ClosingReason.CHAT_DISABLED: "NOT_FOUND",
 }
 """What a stream gets that is ended before its response has begun."""
+
+HEADERS = ((b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"), *COMMON)
 
 
 class EventStream:
@@ -39,78 +44,47 @@ class EventStream:
         self._permit = permit
         self._after = after
 
-    async def __call__(self, send: Send, extra: Headers = ()) -> None:
-        service, request = self._service, self._request
-        settings, channel_id = service.settings, self._permit.channel.channel_id
-        subject = self._claims.subject
-
-        async def check() -> ClosingReason | None:
-            return await service.gate.why_end(subject, channel_id)
-
-        opened = False
-
-        async def start(send: Send) -> None:
-            nonlocal opened
-            opened = True
-            headers = [
-                (b"content-type", b"text/event-stream"),
-                (b"x-accel-buffering", b"no"),
-                *COMMON,
-                *extra,
-            ]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            service.note(request, "stream_opened")
-            log.info("stream_opened", **ids)
-
-        now = trio.current_time()
-        lease = settings.session_lease_seconds * random.uniform(0.9, 1.0)
-        connection = Connection(
-            id=request.id,
-            channel_id=channel_id,
-            user_id=self._permit.user.id,
-            hub=service.hub,
-            store=service.store,
-            limits=StreamLimits(
-                heartbeat=settings.heartbeat_seconds,
-                retry=settings.retry_milliseconds,
-                outbox=settings.outbox_bytes,
-                stall=settings.stall_seconds,
-                recheck=settings.recheck_seconds,
-            ),
-            lease=Lease(
-                session_ends=now + self._claims.expires_at - time.time() + lease,
-                max_age_ends=now + settings.max_age_seconds * random.uniform(0.9, 1.0),
-                check=check,
-            ),
-        )
-        ids = {
-            "request_id": request.id,
-            "user_id": self._permit.user.id,
-            "channel_id": channel_id,
-            "role": self._permit.role,
-        }
+    async def __call__(self, send: Send, extra: Headers = ()) -> Life:
+        service, request, permit = self._service, self._request, self._permit
         self._require_room()
-        STREAMS_OPEN.inc()
+        connection = self._connection()
+        headers = [*HEADERS, *extra]
+
+        def begin() -> Wire:
+            if request.direct is not None:
+                wire: Wire = request.direct["open"](200, headers)
+                return wire
+            start = {"type": "http.response.start", "status": 200, "headers": headers}
+            return AsgiWire(send, request.receive, start=start)
+
         try:
-            await connection.run(
-                cursor=self._after,
-                head=self._permit.channel.head,
-                start=start,
-                send=send,
-                receive=request.receive,
-            )
+            await connection.open(cursor=self._after, head=permit.channel.head, begin=begin)
         except EndedEarly as ended:
             raise Problem(EARLY_ENDS.get(ended.reason, "UNAVAILABLE"), retry_after=1) from None
         except ChannelGone:
             raise Problem("NOT_YOUR_CHANNEL") from None
-        finally:
-            STREAMS_OPEN.dec()
-            if opened:
-                reason = connection.reason.value if connection.reason else "peer_left"
-                lived = trio.current_time() - now
-                STREAM_SECONDS.labels(reason).observe(lived)
-                service.note(request, "stream_closed", detail=reason)
-                log.info("stream_closed", reason=reason, seconds=round(lived, 3), **ids)
+        origin = request.origin(hops=service.settings.forwarded_hops)
+        return _OpenStream(service, connection, origin, permit.role).run
+
+    def _connection(self) -> Connection:
+        service, permit = self._service, self._permit
+        settings, channel_id = service.settings, permit.channel.channel_id
+        now = trio.current_time()
+        session = self._claims.expires_at - time.time()
+        lease = settings.session_lease_seconds * random.uniform(0.9, 1.0)
+        return Connection(
+            channel_id=channel_id,
+            user_id=permit.user.id,
+            hub=service.hub,
+            store=service.store,
+            clock=service.clock,
+            limits=service.stream_limits,
+            lease=Lease(
+                session_ends=now + session + lease,
+                max_age_ends=now + settings.max_age_seconds * random.uniform(0.9, 1.0),
+                check=partial(service.gate.why_end, self._claims.subject, channel_id),
+            ),
+        )
 
     def _require_room(self) -> None:
         service, settings = self._service, self._service.settings
@@ -120,6 +94,47 @@ class EventStream:
             raise Problem("SERVER_FULL", retry_after=5)
         if service.hub.streams_of(self._permit.user.id) >= settings.max_streams_per_user:
             raise Problem("TOO_MANY_STREAMS", limit=settings.max_streams_per_user, retry_after=30)
+
+
+class _OpenStream:
+    """What is kept of a request while its stream is open: who, for the log and the audit."""
+
+    __slots__ = ("_connection", "_origin", "_role", "_service", "_since")
+
+    def __init__(self, service: Service, connection: Connection, origin: Origin, role: str) -> None:
+        self._service = service
+        self._connection = connection
+        self._origin = origin
+        self._role = role
+        self._since = trio.current_time()
+
+    async def run(self) -> None:
+        STREAMS_OPEN.inc()
+        self._note("stream_opened")
+        log.info("stream_opened", **self._ids())
+        try:
+            await self._connection.live()
+        finally:
+            STREAMS_OPEN.dec()
+            ended = self._connection.reason
+            reason = ended.value if ended else "peer_left"
+            lived = trio.current_time() - self._since
+            STREAM_SECONDS.labels(reason).observe(lived)
+            self._note("stream_closed", detail=reason)
+            log.info("stream_closed", reason=reason, seconds=round(lived, 3), **self._ids())
+
+    def _note(self, action: str, *, detail: str | None = None) -> None:
+        channel_id = self._connection.channel_id
+        row = AuditRow.build(self._origin, action, channel_id=channel_id, detail=detail)
+        self._service.store.audit.note(row)
+
+    def _ids(self) -> dict[str, str | int]:
+        return {
+            "request_id": self._origin.request_id,
+            "user_id": self._connection.user_id,
+            "channel_id": self._connection.channel_id,
+            "role": self._role,
+        }
 
 
 async def open_stream(service: Service, request: Request) -> EventStream:

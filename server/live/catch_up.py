@@ -57,8 +57,7 @@ class CatchUp:
                     channel.target = channel.head
                     return
                 GAPS.inc()
-                for record in page.records:
-                    self._hub.publish(channel, record.frame())
+                self._hub.publish(channel, [record.frame() for record in page.records])
         finally:
             channel.filling = False
 

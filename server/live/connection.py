@@ -1,15 +1,17 @@
-"""One open stream: a nursery with its watcher, its writer and its lease.
+"""One open stream: a nursery that watches the peer, and what is written to it.
 
-The first of the three to end ends the others, and leaving the block detaches from the hub
-whatever happened. Between attaching and detaching nothing is remembered of the request but
-what this object holds.
+A stream that keeps up has one task, which waits for the peer to leave; frames and heartbeats are
+written where they are made. What cannot be done at once - a reader that does not read, history
+that is still missing, a look at access - has a task in the stream's nursery for as long as it
+takes. Whatever ends first ends the others, and leaving detaches from the hub.
 """
 
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import structlog
 import trio
@@ -18,16 +20,19 @@ from protocol.closing import ClosingReason
 from protocol.frames import (
     HEARTBEAT_EVENT,
     Frame,
+    chunk,
     closing_event,
     connected_event,
-    join_plain,
+    join_frames,
     reset_event,
 )
+from server.live.clock import Clock, Ticking
 from server.live.hub import Channel, Hub
 from server.live.outbox import Outbox
 from server.live.watermark import Event, State, Watermark
+from server.live.wire import Wire
 from server.metrics import SLOW_STREAMS
-from storage.contract import ChannelGone, Page, StoreUnavailable
+from storage.contract import ChannelGone, StoreUnavailable
 from storage.failures import describe
 from storage.store import Store
 
@@ -37,11 +42,12 @@ LISTEN_SECONDS = 0.5
 """That a new stream waits for its channel's subscription before it goes on without."""
 GOODBYE_SECONDS = 2.0
 """For the last event of a stream, to a reader that may not read."""
+RECHECK_SPREAD_SECONDS = 0.5
+"""Over which streams look at access again when all are told to at once."""
 RETRY_SECONDS = 0.25
 """Before a catch-up that failed is tried again, jittered by half."""
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
+_HEARTBEAT_CHUNK = chunk(HEARTBEAT_EVENT)
 
 
 class StreamLimits(NamedTuple):
@@ -85,22 +91,27 @@ class EndedEarly(Exception):
 class Connection:
     """One stream of one channel.
 
-    `run` is its life. `end` asks it to end, from anywhere, at any time, any number of times.
+    `open` begins it, `live` is its life, and follows without a checkpoint between. `end` asks it
+    to end, from anywhere, at any time, any number of times.
     """
 
     __slots__ = (
         "__weakref__",
         "_channel",
+        "_check_at",
+        "_clock",
         "_hub",
         "_lease",
         "_limits",
+        "_nursery",
+        "_outbox",
         "_scope",
         "_store",
+        "_wire",
         "_wrote",
         "channel_id",
-        "id",
-        "outbox",
         "reason",
+        "slot",
         "user_id",
         "watermark",
     )
@@ -108,183 +119,270 @@ class Connection:
     def __init__(
         self,
         *,
-        id: str,  # noqa: A002 - what it is called in the log
         channel_id: int,
         user_id: int,
         hub: Hub,
         store: Store,
+        clock: Clock,
         limits: StreamLimits,
         lease: Lease,
     ) -> None:
-        self.id = id
         self.channel_id = channel_id
         self.user_id = user_id
         self.watermark = Watermark()
-        self.outbox = Outbox(limit=limits.outbox, stall=limits.stall)
         self.reason: ClosingReason | None = None
         """Why we ended it; None while it lives and if the peer did."""
+        self.slot: dict[Ticking, None] | None = None
         self._hub = hub
         self._store = store
+        self._clock = clock
         self._limits = limits
         self._lease = lease
-        self._scope = trio.CancelScope()
         self._channel: Channel | None = None
+        self._scope: trio.CancelScope | None = None
+        self._nursery: trio.Nursery | None = None
+        self._wire: Wire | None = None
+        self._outbox: Outbox | None = None
+        """While `_work` has something to do; then what is offered waits here."""
         self._wrote = 0.0
+        self._check_at = math.inf
 
-    def offer(self, frame: Frame) -> None:
+    def offer(self, frame: Frame, now: float) -> None:
         """A live frame. Plain: the publisher waits for no reader."""
-        if self.watermark.offer(frame):
-            if not self.outbox.offer(frame):
-                SLOW_STREAMS.inc()
-                self.end(ClosingReason.SLOW)
-        elif self.watermark.state is State.BEHIND:
-            self.outbox.wake()  # a gap that nobody filled: the writer reads
+        due = self.watermark.offer(frame)
+        if due is None:
+            if self.watermark.state is State.BEHIND and self._wire is not None:
+                self._start_work()  # a gap that nobody filled, or it is reading already
+        elif self._outbox is None:
+            wire = self._wire
+            assert wire is not None  # the watermark is live
+            self._wrote = now
+            if not wire.write(due.chunked if wire.chunked else due.plain):
+                self._start_work()
+        elif not self._outbox.offer(due):
+            SLOW_STREAMS.inc()
+            self.end(ClosingReason.SLOW)
 
     def end(self, reason: ClosingReason) -> None:
         """Send nothing more but the reason, and let go."""
         if self.reason is None:
             self.reason = reason
-            self.watermark.move(Event.END)
-            self.outbox.clear()
-            self._hub.detach(self)
-            self._scope.cancel()
+            self._let_go()
+            if self._scope is not None:
+                self._scope.cancel()
 
-    async def run(
-        self,
-        *,
-        cursor: int | None,
-        head: int,
-        start: Callable[[Send], Awaitable[None]],
-        send: Send,
-        receive: Receive,
-    ) -> None:
-        """Attach, read history, start the response, and stay until something ends it.
+    def recheck_soon(self) -> None:
+        """Look at access again within a second: something was decided about it. Plain."""
+        if self.slot is not None:
+            self._check_at = trio.current_time() + random.uniform(0, RECHECK_SPREAD_SECONDS)
+            self._clock.set(self, self._check_at)
+
+    async def open(self, *, cursor: int | None, head: int, begin: Callable[[], Wire]) -> None:
+        """Attach, read history, and begin the response with it.
 
         Args:
             cursor: the sequence number to resume after; None for the newest messages.
             head: a number that the channel is known to have reached.
-            start: sends the response's start; called once the first page is there.
+            begin: starts the response; called once the first page is there. Plain.
 
         Raises:
-            StoreUnavailable, ChannelGone, EndedEarly: before the response has started.
+            StoreUnavailable, ChannelGone, EndedEarly: the response has not begun.
         """
-        started = False
         try:
-            self._channel = self._hub.attach(self)
-            with self._scope:
+            with trio.CancelScope() as self._scope:
+                self._channel = channel = self._hub.attach(self)
+                recent = self._hub.recall(channel, cursor, head=head)
+                if recent is not None and cursor is not None:
+                    self.watermark.seq = cursor
+                    self._begin(begin(), recent, head=channel.head or 0)
+                    return
                 await self._store.feed.listening(self.channel_id, seconds=LISTEN_SECONDS)
                 page = await self._store.history(self.channel_id, cursor, head=head)
-                await start(send)
-                started = True
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._watch, receive)
-                    nursery.start_soon(self._keep_lease)
-                    await self._write(send, page, cursor)
-        finally:
-            self.watermark.move(Event.END)
-            self._hub.detach(self)
-            self._channel = None
-        if self.reason is not None:
-            if not started:
+                if self.reason is None:
+                    records = page.records
+                    if cursor is not None and not page.reset:
+                        self.watermark.seq = cursor
+                    else:
+                        self.watermark.seq = records[0].seq - 1 if records else page.head
+                    frames = [record.frame() for record in records]
+                    self._begin(begin(), frames, head=page.head, reset=page.reset)
+            if self._wire is None:
+                assert self.reason is not None
                 raise EndedEarly(self.reason)
-            await self._say_goodbye(send)
+        except BaseException:
+            self._let_go()
+            raise
+        finally:
+            self._scope = None
 
-    async def _watch(self, receive: Receive) -> None:
-        """ASGI's `send` says nothing when the peer has left; `receive` does."""
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._scope.cancel()
+    async def live(self) -> None:
+        """Stay until something ends the stream; never raises for what the peer did."""
+        wire = self._wire
+        assert wire is not None
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery, self._scope = nursery, nursery.cancel_scope
+                if self.reason is not None:
+                    nursery.cancel_scope.cancel()
+                if self._outbox is not None:
+                    nursery.start_soon(self._work)
+                now = trio.current_time()
+                self._check_at = now + self._limits.recheck * random.uniform(0.5, 1.0)
+                self._clock.set(self, self._next_tick(now))
+                await wire.closed()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = self._scope = None
+            self._let_go()
+        if self.reason is not None:
+            await self._say_goodbye(wire)
 
-    async def _keep_lease(self) -> None:
-        lease = self._lease
-        ends = min(lease.session_ends, lease.max_age_ends)
-        while True:
-            pause = self._limits.recheck * random.uniform(0.8, 1.0)
-            await trio.sleep_until(min(ends, trio.current_time() + pause))
-            now = trio.current_time()
-            if now >= lease.max_age_ends:
-                self.end(ClosingReason.MAX_AGE)
-            elif now >= lease.session_ends:
-                self.end(ClosingReason.SESSION_ENDED)
-            else:
-                with trio.move_on_at(ends), suppress(StoreUnavailable):
-                    if (reason := await lease.check()) is not None:
-                        self.end(reason)
-            if self.reason is not None:
-                return
+    def tick(self, now: float) -> float:
+        """The clock's: end what is over its time, beat, look at access."""
+        limits, lease = self._limits, self._lease
+        # The clock may be late by one tick, and nothing is sent later than the lease.
+        late = now + self._clock.seconds
+        if late >= lease.max_age_ends:
+            self.end(ClosingReason.MAX_AGE)
+        elif late >= lease.session_ends:
+            self.end(ClosingReason.SESSION_ENDED)
+        if self.reason is not None:
+            return math.inf
+        if now >= self._wrote + limits.heartbeat:
+            self._beat(now)
+        if now >= self._check_at:
+            self._check_at = now + limits.recheck * random.uniform(0.8, 1.0)
+            assert self._nursery is not None
+            self._nursery.start_soon(self._check)
+        return self._next_tick(now)
 
-    async def _write(self, send: Send, page: Page, cursor: int | None) -> None:
-        await self._open(send, page, cursor)
-        while True:
-            if len(self.outbox):
-                await self._send(send, self.outbox.take())
-            elif self.watermark.state is State.BEHIND:
-                await self._catch_up(send)
-            else:
-                await self.outbox.wait(self._wrote + self._limits.heartbeat)
-                if not len(self.outbox):
-                    await self._beat_if_due(send)
+    def _next_tick(self, now: float) -> float:
+        lease, heartbeat = self._lease, self._limits.heartbeat
+        return min(
+            max(self._wrote, now - heartbeat / 2) + heartbeat,
+            self._check_at,
+            lease.session_ends - self._clock.seconds,
+            lease.max_age_ends - self._clock.seconds,
+        )
 
-    async def _open(self, send: Send, page: Page, cursor: int | None) -> None:
+    def _let_go(self) -> None:
+        """Be offered nothing more, and be in nobody's hands. Plain; again is no error."""
+        self.watermark.move(Event.END)
+        self._hub.detach(self)
+        self._clock.forget(self)
+        self._channel = None
+        if self._outbox is not None:
+            self._outbox.take()
+
+    def _begin(
+        self, wire: Wire, frames: Sequence[Frame], *, head: int, reset: bool = False
+    ) -> None:
         """The first write: connected, a reset if the cursor was none of ours, the first page."""
         retry = jittered(self._limits.retry)
         first = connected_event(self.channel_id, time.time_ns() // 1_000_000, retry=retry)
-        if page.reset:
+        if reset:
             first += reset_event(self.channel_id)
-        if cursor is None or page.reset:
-            self.watermark.seq = page.records[0].seq - 1 if page.records else page.head
-        else:
-            self.watermark.seq = cursor
-        await self._send(send, first + self._replay(page))
+        due = self._replay(frames, head=head)
+        if due is not None:
+            first += due.plain
+        self._wire = wire
+        self._wrote = trio.current_time()
+        written = wire.write(chunk(first) if wire.chunked else first)
+        if not written or self.watermark.state is State.BEHIND:
+            self._start_work()
 
-    async def _catch_up(self, send: Send) -> None:
-        """Read on from the watermark until nothing is missing."""
+    def _replay(self, frames: Sequence[Frame], *, head: int) -> Frame | None:
+        """What of a page is due, and, if that is all there is, what gathered meanwhile."""
+        due = self.watermark.replay(frames)
+        channel = self._channel
+        if channel is not None and self.watermark.seq >= head:
+            self._hub.joined(channel, self.watermark.seq)
+            due += self.watermark.join(channel.head or 0)
+        return join_frames(due) if due else None
+
+    # What cannot be done at once
+
+    def _start_work(self) -> None:
+        if self._outbox is None:
+            self._outbox = Outbox(limit=self._limits.outbox)
+            if self._nursery is not None:
+                self._nursery.start_soon(self._work)
+
+    async def _work(self) -> None:
+        """Write what the reader did not take at once, and read what is missing, until a live
+        frame can be written again where it is published."""
+        wire, outbox = self._wire, self._outbox
+        assert wire is not None and outbox is not None
+        while True:
+            try:
+                await wire.flush(seconds=self._limits.stall)
+            except trio.TooSlowError:
+                SLOW_STREAMS.inc()
+                self.end(ClosingReason.SLOW)
+                return
+            if wire.gone:
+                return
+            if len(outbox):
+                self._write(join_frames(outbox.take()))
+            elif self.watermark.state is State.BEHIND:
+                await self._read_on()
+            else:
+                self._outbox = None
+                return
+
+    async def _read_on(self) -> None:
+        """A page from the watermark on."""
         channel = self._channel
         head = max(self.watermark.seq, (channel.head or 0) if channel else 0)
         try:
             page = await self._store.history(self.channel_id, self.watermark.seq, head=head)
         except StoreUnavailable:
             await trio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))
-            await self._beat_if_due(send)
             return
         except ChannelGone:
             self.end(ClosingReason.ACCESS_REVOKED)
-            await trio.sleep_forever()  # the scope is cancelled
-        if body := self._replay(page):
-            await self._send(send, body)
+            return
+        due = self._replay([record.frame() for record in page.records], head=page.head)
+        if due is not None:
+            self._write(due)
         elif self.watermark.state is State.BEHIND:
             await trio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))
-            await self._beat_if_due(send)
 
-    def _replay(self, page: Page) -> bytes:
-        """What of a page is due, and, if that is all there is, what gathered meanwhile."""
-        frames = self.watermark.replay(record.frame() for record in page.records)
-        channel = self._channel
-        if channel is not None and self.watermark.seq >= page.head:
-            self._hub.joined(channel, self.watermark.seq)
-            frames += self.watermark.join(channel.head or 0)
-        return join_plain(frames)
-
-    async def _beat_if_due(self, send: Send) -> None:
-        if trio.current_time() >= self._wrote + self._limits.heartbeat:
-            await self._send(send, HEARTBEAT_EVENT)
-
-    async def _send(self, send: Send, body: bytes) -> None:
-        self.outbox.write_begins()
-        try:
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-        finally:
-            self.outbox.write_ended()
+    def _write(self, frame: Frame) -> None:
+        wire = self._wire
+        assert wire is not None
         self._wrote = trio.current_time()
+        wire.write(frame.chunked if wire.chunked else frame.plain)
 
-    async def _say_goodbye(self, send: Send) -> None:
+    def _beat(self, now: float) -> None:
+        """Unless there is something on its way anyway."""
+        wire = self._wire
+        assert wire is not None
+        if self._outbox is None:
+            self._wrote = now
+            if not wire.write(_HEARTBEAT_CHUNK if wire.chunked else HEARTBEAT_EVENT):
+                self._start_work()
+        elif self.watermark.state is State.BEHIND and not len(self._outbox):
+            self._wrote = now
+            wire.write(_HEARTBEAT_CHUNK if wire.chunked else HEARTBEAT_EVENT)
+
+    async def _check(self) -> None:
+        ends = min(self._lease.session_ends, self._lease.max_age_ends)
+        with trio.move_on_at(ends), suppress(StoreUnavailable):
+            if (reason := await self._lease.check()) is not None:
+                self.end(reason)
+
+    async def _say_goodbye(self, wire: Wire) -> None:
         assert self.reason is not None
         body = closing_event(self.reason, retry=jittered(self._limits.retry))
         with trio.move_on_after(GOODBYE_SECONDS, shield=True):
             try:
-                await send({"type": "http.response.body", "body": body, "more_body": False})
+                wire.write(chunk(body) if wire.chunked else body)
+                await wire.flush(seconds=GOODBYE_SECONDS)
+                wire.end()
+                await wire.flush(seconds=GOODBYE_SECONDS)
             except Exception as error:
-                log.debug("goodbye_failed", stream_id=self.id, **describe(error))
+                log.debug("goodbye_failed", channel_id=self.channel_id, **describe(error))
 
 
 def jittered(milliseconds: int) -> int:

@@ -1,4 +1,4 @@
-"""Who listens to what in this process. Nothing here awaits.
+"""Who listens to what in this process. Nothing that publishes here awaits.
 
 A channel's frames leave here in order and without holes, each once: what comes early is held
 until what is missing has come, by itself or by `catch_up`. So a stream that is live needs no
@@ -6,18 +6,25 @@ more than the next frame, and a stream that joins compares one integer.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
 
 from protocol.closing import ClosingReason
-from protocol.frames import Frame
+from protocol.frames import Frame, join_frames
 from server.metrics import DELIVERIES, DELIVERY_SECONDS, DUPLICATES
 from storage.contract import Record
 
 MAX_HELD = 256
 """Early frames that one channel holds; further ones are read from the store."""
+MAX_RECENT = 16
+MAX_RECENT_BYTES = 8 * 1024
+"""Of the last frames of one channel, kept for streams that come back."""
+QUIET_SECONDS = 30.0
+"""That a channel is kept after its last stream. Clients come back within three seconds."""
+MAX_QUIET = 20_000
 
 
 class Subscriber(Protocol):
@@ -26,17 +33,23 @@ class Subscriber(Protocol):
     channel_id: int
     user_id: int
 
-    def offer(self, frame: Frame) -> None:
-        """Take the frame or end; plain, and never raises."""
+    def offer(self, frame: Frame, now: float) -> None:
+        """Take the frame or end; plain, and never raises. `now` is Trio's time."""
 
     def end(self, reason: ClosingReason) -> None:
         """Detach and say why; plain."""
 
+    def recheck_soon(self) -> None:
+        """Look at access again; plain."""
+
+    def recheck_soon(self) -> None:
+        """Look at access again; plain."""
+
 
 class Channel:
-    """A channel with at least one stream here."""
+    """A channel with a stream here, or with one a moment ago."""
 
-    __slots__ = ("filling", "head", "held", "id", "streams", "target")
+    __slots__ = ("filling", "head", "held", "id", "recent", "streams", "target")
 
     def __init__(self, channel_id: int) -> None:
         self.id = channel_id
@@ -45,7 +58,9 @@ class Channel:
         """The newest number handed out; None until the first stream has read its history."""
         self.target = 0
         """The newest number heard of. `head < target` is a gap."""
-        self.held: dict[int, Frame] = {}
+        self.held: dict[int, Frame] | None = None
+        self.recent: deque[Frame] | None = None
+        """The last ones handed out, without holes up to `head`."""
         self.filling = False
 
 
@@ -54,7 +69,7 @@ class Hub:
 
     Attributes:
         want: called with a channel's id when its first stream attaches. Plain.
-        drop: called when its last one detaches. Plain.
+        drop: called when its last one has been gone for a while. Plain.
     """
 
     def __init__(self) -> None:
@@ -63,6 +78,8 @@ class Hub:
         self.want: Callable[[int], None] = lambda _: None
         self.drop: Callable[[int], None] = lambda _: None
         self._of_user: dict[int, int] = {}
+        self._quiet: dict[Channel, float] = {}
+        """Channels without streams, and since when; the longest first."""
         self._gaps: list[Channel] = []
         self.gap_found = trio.Event()
 
@@ -78,13 +95,18 @@ class Hub:
         if channel is None:
             channel = self.channels[stream.channel_id] = Channel(stream.channel_id)
             self.want(channel.id)
+        self._quiet.pop(channel, None)
         channel.streams[stream] = None
         self.streams += 1
         self._of_user[stream.user_id] = self.streams_of(stream.user_id) + 1
         return channel
 
     def detach(self, stream: Subscriber) -> None:
-        """The hub forgets the stream; again is no error."""
+        """The hub forgets the stream; again is no error.
+
+        A channel is kept for a while after its last stream, with its subscription: whoever was
+        cut off comes back, and is then given what they missed from here.
+        """
         channel = self.channels.get(stream.channel_id)
         if channel is None or stream not in channel.streams:
             return
@@ -94,11 +116,41 @@ class Hub:
         if left:
             self._of_user[stream.user_id] = left
         if not channel.streams:
-            del self.channels[channel.id]
-            self.drop(channel.id)
+            self._quiet[channel] = trio.current_time()
+            if channel.head is None or len(self._quiet) > MAX_QUIET:
+                self._forget(channel if channel.head is None else next(iter(self._quiet)))
+
+    async def serve(self) -> None:
+        """Let go of channels whose last stream is gone for long, until cancelled."""
+        while True:
+            await trio.sleep(1)
+            while self._quiet:
+                channel, since = next(iter(self._quiet.items()))
+                if trio.current_time() - since < QUIET_SECONDS:
+                    break
+                self._forget(channel)
+
+    def recall(self, channel: Channel, cursor: int | None, *, head: int) -> list[Frame] | None:
+        """What comes after a cursor, if this process has all of it.
+
+        Args:
+            head: a number that the channel is known to have reached.
+
+        Returns:
+            The frames, none for a cursor at the head; or None: read the store.
+        """
+        known = channel.head
+        if cursor is None or known is None or channel.target > known or head > known:
+            return None
+        if cursor == known:
+            return []
+        if cursor > known or not channel.recent or channel.recent[0].first > cursor + 1:
+            return None
+        return [frame for frame in channel.recent if frame.seq > cursor]
 
     def deliver(self, batch: Sequence[tuple[int, Record]]) -> None:
         """Messages were stored or heard of: in any order, any number of times."""
+        found: dict[Channel, list[Frame]] = {}
         for channel_id, record in batch:
             channel = self.channels.get(channel_id)
             if channel is None:
@@ -106,21 +158,26 @@ class Hub:
             if channel.head is not None and record.seq <= channel.head:
                 DUPLICATES.inc()
                 continue
-            self.publish(channel, record.frame())
+            found.setdefault(channel, []).append(record.frame())
+        for channel, frames in found.items():
+            self.publish(channel, frames)
 
-    def publish(self, channel: Channel, frame: Frame) -> None:
-        """Hand a frame to every stream of the channel, in order; or hold it."""
-        head = channel.head
-        if head is None or frame.seq > head + 1:
-            if len(channel.held) < MAX_HELD:
-                channel.held[frame.seq] = frame
-            self.heard_of(channel, frame.seq)
-            return
-        if frame.seq <= head:
-            return
-        self._hand_out(channel, frame)
-        if channel.held:
-            self._hand_out_held(channel)
+    def publish(self, channel: Channel, frames: Sequence[Frame]) -> None:
+        """Hand frames to every stream of the channel, those in order as one write; hold others."""
+        head, newest = channel.head, 0
+        due: list[Frame] = []
+        for frame in frames:
+            newest = max(newest, frame.seq)
+            if head is not None and frame.seq == head + 1:
+                due.append(frame)
+                head = frame.seq
+            elif head is None or frame.seq > head:
+                if channel.held is None:
+                    channel.held = {}
+                if len(channel.held) < MAX_HELD:
+                    channel.held[frame.seq] = frame
+        self._hand_out(channel, due)
+        self.heard_of(channel, newest)
 
     def heard_of(self, channel: Channel, seq: int) -> None:
         """The channel has reached `seq`; what is missing here will be read."""
@@ -134,7 +191,7 @@ class Hub:
         """A stream has read its history up to `seq`: news, if the channel knew less."""
         if channel.head is None:
             channel.head = seq
-            self._hand_out_held(channel)
+            self._hand_out(channel, [])
         self.heard_of(channel, seq)
 
     def take_gaps(self) -> list[Channel]:
@@ -143,21 +200,46 @@ class Hub:
         self.gap_found = trio.Event()
         return gaps
 
-    def _hand_out(self, channel: Channel, frame: Frame) -> None:
+    def _hand_out(self, channel: Channel, due: list[Frame]) -> None:
+        """Those, which follow the head, and whatever was held and follows them."""
+        if channel.held:
+            self._take_held(channel, due)
+        if not due:
+            return
+        frame = join_frames(due)
         channel.head = frame.seq
-        if frame.seq > channel.target:
-            channel.target = frame.seq
+        channel.target = max(channel.target, frame.seq)
+        now = trio.current_time()
         for stream in tuple(channel.streams):  # a stream that ends here detaches
-            stream.offer(frame)
-        DELIVERIES.inc(len(channel.streams))
-        DELIVERY_SECONDS.observe(max(0.0, time.time() - frame.ts / 1000))
+            stream.offer(frame, now)
+        self._remember(channel, due)
+        DELIVERIES.inc(len(due) * len(channel.streams))
+        clock = time.time()
+        for each in due:
+            DELIVERY_SECONDS.observe(max(0.0, clock - each.ts / 1000))
 
-    def _hand_out_held(self, channel: Channel) -> None:
-        held = channel.held
-        while channel.head is not None and (frame := held.pop(channel.head + 1, None)):
-            self._hand_out(channel, frame)
-        if held and channel.head is not None:
-            for seq in [seq for seq in held if seq <= channel.head]:
-                del held[seq]
-            if held:
-                self.heard_of(channel, max(held))
+    def _take_held(self, channel: Channel, due: list[Frame]) -> None:
+        held, head = channel.held, due[-1].seq if due else channel.head
+        if held is None or head is None:
+            return
+        while (frame := held.pop(head + 1, None)) is not None:
+            due.append(frame)
+            head = frame.seq
+        for seq in [seq for seq in held if seq <= head]:
+            del held[seq]
+        if not held:
+            channel.held = None
+
+    def _remember(self, channel: Channel, frames: list[Frame]) -> None:
+        recent = channel.recent
+        if recent is None:
+            recent = channel.recent = deque(maxlen=MAX_RECENT)
+        recent.extend(frames)
+        size = sum(len(frame.chunked) for frame in recent)
+        while size > MAX_RECENT_BYTES:
+            size -= len(recent.popleft().chunked)
+
+    def _forget(self, channel: Channel) -> None:
+        self._quiet.pop(channel, None)
+        del self.channels[channel.id]
+        self.drop(channel.id)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from enum import Enum, auto
 
-from protocol.frames import Frame
+from protocol.frames import Frame, join_frames
 
 
 class State(Enum):
@@ -52,21 +52,25 @@ class Watermark:
         self.state = State.BEHIND
         self._gathered: deque[Frame] | None = None  # None while there is none: it weighs 600 B
 
-    def offer(self, frame: Frame) -> bool:
-        """Whether to hand this live frame on now. If not it was given before, it is kept, or
-        the stream has fallen behind (its state says so)."""
+    def offer(self, frame: Frame) -> Frame | None:
+        """What of this live frame to hand on now. If nothing it was given before, it is kept,
+        or the stream has fallen behind (its state says so)."""
         if self.state is State.LIVE:
-            if frame.seq == self.seq + 1:
+            if frame.first == self.seq + 1:
                 self.seq = frame.seq
-                return True
+                return frame
             if frame.seq <= self.seq:
-                return False
+                return None
+            if frame.first <= self.seq:  # it has read further than others of its channel
+                due = [part for part in frame.parts if part.seq > self.seq]
+                self.seq = frame.seq
+                return join_frames(due)
             self.move(Event.GAP)
         if self.state is State.BEHIND:
             if self._gathered is None:
                 self._gathered = deque(maxlen=MAX_GATHERED)
-            self._gathered.append(frame)
-        return False
+            self._gathered.extend(frame.parts or (frame,))
+        return None
 
     def replay(self, frames: Iterable[Frame]) -> list[Frame]:
         """Of frames read from the store in order, those that are due."""

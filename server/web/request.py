@@ -64,6 +64,12 @@ class Request:
         return self._receive
 
     @property
+    def direct(self) -> dict[str, Any] | None:
+        """The ASGI extension `sottovoce.direct` (see `server.engine.http1`), where there is one."""
+        direct: dict[str, Any] | None = self._scope.get("extensions", {}).get("sottovoce.direct")
+        return direct
+
+    @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         headers: list[tuple[bytes, bytes]] = self._scope["headers"]
         return headers

@@ -7,6 +7,8 @@ import msgspec
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
+Life = Callable[[], Awaitable[None]]
+"""What a stream does until it ends, once all else of its request is forgotten."""
 
 _encode = msgspec.json.Encoder().encode
 
