@@ -5,10 +5,13 @@ added delay when idle. Items of one key keep their order and are never in two ba
 so a key that has to wait (a locked channel) holds up no other.
 """
 
+import heapq
+import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import outcome
 import structlog
@@ -33,27 +36,40 @@ A lock on a channel's row is held for one commit, a millisecond or a few."""
 BUSY_PAUSE_LIMIT = 0.2
 
 
-class _Entry(Generic[Item, Result]):
-    __slots__ = ("abandoned", "done", "item", "outcome")
+class _Waiter:
+    """A task that waits for its outcome; nobody, once it has it, was too late or has left."""
 
-    def __init__(self, item: Item) -> None:
+    __slots__ = ("task",)
+
+    def __init__(self, task: trio.lowlevel.Task) -> None:
+        self.task: trio.lowlevel.Task | None = task
+
+    def answer(self, result: outcome.Outcome[Any]) -> None:
+        if self.task is not None:
+            trio.lowlevel.reschedule(self.task, result)
+            self.task = None
+
+    def leave(self, _: object) -> trio.lowlevel.Abort:
+        """Trio's, when the task is cancelled."""
+        self.task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
+class _Entry(Generic[Item]):
+    __slots__ = ("item", "waiter")
+
+    def __init__(self, item: Item, waiter: _Waiter) -> None:
         self.item = item
-        self.done = trio.Event()
-        self.outcome: outcome.Outcome[Result] | None = None
-        self.abandoned = False
-
-    def set(self, result: outcome.Outcome[Result]) -> None:
-        self.outcome = result
-        self.done.set()
+        self.waiter = waiter
 
 
-class _Lane(Generic[Item, Result]):
+class _Lane(Generic[Item]):
     """The items of one key that wait, and for how long the key has been busy."""
 
     __slots__ = ("entries", "pause")
 
     def __init__(self) -> None:
-        self.entries: deque[_Entry[Item, Result]] = deque()
+        self.entries: deque[_Entry[Item]] = deque()
         self.pause = 0.0
 
 
@@ -88,12 +104,17 @@ class Batcher(Generic[Item, Result]):
         self._max_items = max_items
         self._max_waiting = max_waiting
         self._waiting = 0
-        self._keys: dict[Hashable, _Lane[Item, Result]] = {}
+        self._keys: dict[Hashable, _Lane[Item]] = {}
         """Every key that has items waiting, or a batch in flight."""
         self._ready: deque[Hashable] = deque()
         """Keys with items waiting and no batch in flight: each at most once."""
         self._idle = trio.lowlevel.ParkingLot()
+        self._deadlines: list[tuple[float, int, _Waiter]] = []
+        """A heap: one timer for all, where a cancel scope for each would cost 10 us."""
+        self._numbers = itertools.count()
+        self._due = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._ended = False
 
     async def submit(self, item: Item, *, seconds: float) -> Result:
         """Run `item` in the next batch.
@@ -103,41 +124,52 @@ class Batcher(Generic[Item, Result]):
                 last case the outcome is unknown.
             Exception: what `run` gave for this item.
         """
-        if self._waiting >= self._max_waiting:
+        if self._waiting >= self._max_waiting or self._ended:
             raise StoreUnavailable
-        entry: _Entry[Item, Result] = _Entry(item)
+        waiter = _Waiter(trio.lowlevel.current_task())
         key = self._key(item)
         lane = self._keys.get(key)
         if lane is None:
             lane = self._keys[key] = _Lane()
             self._make_ready(key)
-        lane.entries.append(entry)
+        lane.entries.append(_Entry(item, waiter))
         self._waiting += 1
-        try:
-            with trio.move_on_after(seconds):
-                await entry.done.wait()
-        finally:
-            entry.abandoned = entry.outcome is None
-        if entry.outcome is None:
-            raise StoreUnavailable
-        return entry.outcome.unwrap()
+        deadline = trio.current_time() + seconds
+        if not self._deadlines or deadline < self._deadlines[0][0]:
+            self._due.set()
+        heapq.heappush(self._deadlines, (deadline, next(self._numbers), waiter))
+        result: Result = await trio.lowlevel.wait_task_rescheduled(waiter.leave)
+        return result
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run batches until cancelled; what waits then gets `StoreUnavailable`."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                nursery.start_soon(self._serve_deadlines)
                 for _ in range(self._lanes):
                     nursery.start_soon(self._serve_lane)
                 task_status.started()
         finally:
             self._nursery = None
+            self._ended = True
             for lane in self._keys.values():
                 for entry in lane.entries:
-                    entry.set(outcome.Error(StoreUnavailable()))
+                    entry.waiter.answer(outcome.Error(StoreUnavailable()))
             self._keys.clear()
+            self._deadlines.clear()
             self._ready.clear()
             self._waiting = 0
+
+    async def _serve_deadlines(self) -> None:
+        deadlines = self._deadlines
+        while True:
+            self._due = trio.Event()
+            now = trio.current_time()
+            while deadlines and (deadlines[0][0] <= now or deadlines[0][2].task is None):
+                heapq.heappop(deadlines)[2].answer(outcome.Error(StoreUnavailable()))
+            with trio.move_on_at(deadlines[0][0] if deadlines else math.inf):
+                await self._due.wait()
 
     async def _serve_lane(self) -> None:
         while True:
@@ -147,18 +179,18 @@ class Batcher(Generic[Item, Result]):
             if taken:
                 await self._run_batch(taken)
 
-    def _take(self) -> dict[Hashable, list[_Entry[Item, Result]]]:
+    def _take(self) -> dict[Hashable, list[_Entry[Item]]]:
         """Whole keys from the front, until the batch is full. Plain: nothing can come between."""
-        taken: dict[Hashable, list[_Entry[Item, Result]]] = {}
+        taken: dict[Hashable, list[_Entry[Item]]] = {}
         room = self._max_items
         while self._ready and room:
             key = self._ready.popleft()
             lane = self._keys[key]
-            entries: list[_Entry[Item, Result]] = []
+            entries: list[_Entry[Item]] = []
             while lane.entries and room:
                 entry = lane.entries.popleft()
                 self._waiting -= 1
-                if not entry.abandoned:
+                if entry.waiter.task is not None:
                     entries.append(entry)
                     room -= 1
             if entries:
@@ -167,9 +199,9 @@ class Batcher(Generic[Item, Result]):
                 del self._keys[key]
         return taken
 
-    async def _run_batch(self, taken: dict[Hashable, list[_Entry[Item, Result]]]) -> None:
+    async def _run_batch(self, taken: dict[Hashable, list[_Entry[Item]]]) -> None:
         entries = [entry for group in taken.values() for entry in group]
-        busy: set[_Entry[Item, Result]] = set()
+        busy: set[_Entry[Item]] = set()
         finished = False
         try:
             await self._resolve(entries, busy)
@@ -178,23 +210,20 @@ class Batcher(Generic[Item, Result]):
             if not finished:  # cancelled
                 busy.clear()
                 for entry in entries:
-                    if entry.outcome is None:
-                        entry.set(outcome.Error(StoreUnavailable()))
+                    entry.waiter.answer(outcome.Error(StoreUnavailable()))
             for key, group in taken.items():
                 self._release(key, [entry for entry in group if entry in busy])
 
-    async def _resolve(
-        self, entries: list[_Entry[Item, Result]], busy: set[_Entry[Item, Result]]
-    ) -> None:
+    async def _resolve(self, entries: list[_Entry[Item]], busy: set[_Entry[Item]]) -> None:
         try:
             results = await self._run([entry.item for entry in entries])
         except StoreUnavailable as error:
             for entry in entries:
-                entry.set(outcome.Error(error))
+                entry.waiter.answer(outcome.Error(error))
         except Exception as error:
             log.error("batch_failed", batch=self.name, items=len(entries), **describe(error))
             if len(entries) == 1:
-                entries[0].set(outcome.Error(error))
+                entries[0].waiter.answer(outcome.Error(error))
                 return
             waits: set[Hashable] = set()
             for entry in entries:
@@ -210,11 +239,11 @@ class Batcher(Generic[Item, Result]):
                 if isinstance(result, Busy):
                     busy.add(entry)
                 elif isinstance(result, Exception):
-                    entry.set(outcome.Error(result))
+                    entry.waiter.answer(outcome.Error(result))
                 else:
-                    entry.set(outcome.Value(result))
+                    entry.waiter.answer(outcome.Value(result))
 
-    def _release(self, key: Hashable, busy: list[_Entry[Item, Result]]) -> None:
+    def _release(self, key: Hashable, busy: list[_Entry[Item]]) -> None:
         """The key may run again: at once, or after a pause if it was busy."""
         lane = self._keys[key]
         if busy:

@@ -361,6 +361,33 @@ async def test_the_end_of_the_service_tells_everyone_who_waits(autojump_clock, b
     assert trio.current_time() == ended
     assert sorted(told) == list("aaabbbcccddd")
     assert forgotten(batcher)
+    with pytest.raises(StoreUnavailable):
+        await batcher.submit(Item("e", 1), seconds=60)
+    assert trio.current_time() == ended
+
+
+async def test_each_item_waits_for_its_own_time_and_no_longer(autojump_clock):
+    """One timer serves all of them."""
+    batcher = make(Gate(), lanes=1)
+    chance = random.Random(7)
+    limits = [chance.uniform(0.1, 10) for _ in range(200)]
+    late: list[float] = []
+
+    async def ask(number: int, start: float) -> None:
+        await trio.sleep(start)
+        began = trio.current_time()
+        with pytest.raises(StoreUnavailable):
+            await batcher.submit(Item(str(number % 7), number), seconds=limits[number])
+        late.append(trio.current_time() - began - limits[number])
+
+    async with served(batcher):
+        async with trio.open_nursery() as askers:
+            for number in range(len(limits)):
+                askers.start_soon(ask, number, chance.uniform(0, 5))
+        assert len(late) == len(limits)
+        assert max(map(abs, late)) < 1e-6
+        await trio.sleep(20)
+        assert len(batcher._deadlines) == 0, "nothing is remembered of them"
 
 
 @pytest.mark.parametrize("seed", range(40))
