@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any, Literal
 from uuid import UUID
 
@@ -24,7 +24,7 @@ from storage.failures import describe
 
 Event = dict[str, Any]
 
-WRITABLE = select.POLLOUT if hasattr(select, "poll") else 0
+_PLAIN = frozenset({str, int, float, bool, NoneType})
 
 
 def configure_logging(format: Literal["json", "console"], level: str) -> None:  # noqa: A002
@@ -36,8 +36,8 @@ def configure_logging(format: Literal["json", "console"], level: str) -> None:  
         level: the least that is written: debug, info, warning or error.
     """
     fd = 1 if format == "json" else 2
-    render: Any = _to_json if format == "json" else _to_console(colors=os.isatty(fd))
-    processors: list[Any] = [_complete, _describe_exception, _only_plain_values, render]
+    render = _to_json if format == "json" else _to_console(colors=os.isatty(fd))
+    processors: list[Any] = [_complete, render]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(
@@ -100,13 +100,10 @@ class _Lines:
 
     def _try(self, line: bytes) -> bool:
         try:
-            if WRITABLE:
-                # A pipe is writable while 4 kB are free, which is more than a line takes: so
-                # the write does not wait for the reader. O_NONBLOCK would also be the shell's.
-                poll = select.poll()
-                poll.register(self._fd, WRITABLE)
-                if not poll.poll(0):
-                    return False
+            # A pipe is writable while 4 kB are free, which is more than a line takes: so the
+            # write does not wait for the reader. O_NONBLOCK would also be the shell's.
+            if not select.select((), (self._fd,), (), 0)[1]:
+                return False
             return os.write(self._fd, line) == len(line)
         except (OSError, ValueError):
             return False
@@ -122,38 +119,45 @@ def _dropped(lines: int) -> Event:
     }
 
 
+_second = (-1, "")
+"""The last second that was named, and its name: most lines fall into the same."""
+
+
 def _now() -> str:
+    global _second
     now = time.time()
-    return f"{datetime.fromtimestamp(int(now), UTC):%Y-%m-%dT%H:%M:%S}.{int(now % 1 * 1000):03d}Z"
+    whole = int(now)
+    number, name = _second
+    if number != whole:
+        name = f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%dT%H:%M:%S}"
+        _second = (whole, name)  # both at once: another thread may be here too
+    return f"{name}.{int((now - whole) * 1000):03d}Z"
 
 
 def _complete(logger: Any, method: str, event: Event) -> Event:
-    return {
+    """The line's fields in their order; of each value only what is plain."""
+    line = {
         "at": _now(),
         "level": "error" if method == "exception" else method,
-        "event": event.pop("event", ""),
+        "event": _plain(event.pop("event", "")),
         "logger": getattr(logger, "name", "server"),
         "worker": os.getpid(),
-        **event,
     }
+    if "exc_info" in event or "stack_info" in event:
+        event |= _describe_exception(event)
+    for name, value in event.items():
+        line[name] = value if type(value) in _PLAIN else _plain(value)
+    return line
 
 
-def _describe_exception(_: Any, __: str, event: Event) -> Event:
+def _describe_exception(event: Event) -> dict[str, Any]:
     error = event.pop("exc_info", None)
     event.pop("stack_info", None)
     if isinstance(error, tuple):
         error = error[1]
     elif error and not isinstance(error, BaseException):
         error = sys.exc_info()[1]
-    if isinstance(error, BaseException):
-        event |= describe(error)
-    return event
-
-
-def _only_plain_values(_: Any, __: str, event: Event) -> Event:
-    for name, value in event.items():
-        event[name] = _plain(value)
-    return event
+    return describe(error) if isinstance(error, BaseException) else {}
 
 
 def _plain(value: Any) -> Any:
