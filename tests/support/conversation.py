@@ -22,6 +22,7 @@ class Listener:
         texts: of the messages, as they came.
         seqs: their numbers.
         heartbeats: how many.
+        reason: why the server ended it, if it said so.
         ended: set when the stream has.
     """
 
@@ -30,6 +31,7 @@ class Listener:
         self.texts: list[str] = []
         self.seqs: list[int] = []
         self.heartbeats = 0
+        self.reason: str | None = None
         self.ended = trio.Event()
         self._client = client
 
@@ -46,6 +48,8 @@ class Listener:
     def _show(self, event: ServerSentEvent) -> None:
         if event.event == "heartbeat":
             self.heartbeats += 1
+        elif event.event == "closing":
+            self.reason = json.loads(event.data)["reason"]
         elif event.event == "message" and "text" in (data := json.loads(event.data)):
             self.texts.append(data["text"])
             self.seqs.append(int(event.id))
@@ -83,10 +87,10 @@ class Conversation:
         while len(found) < count:
             person = ("prospect", "therapist")[len(self.listeners) % 2]
             listener = await self.listen(person=person)
-            found.setdefault(await self._worker_of(listener), listener)
+            found.setdefault(await self.worker_of(listener), listener)
         return found
 
-    async def _worker_of(self, listener: Listener) -> int:
+    async def worker_of(self, listener: Listener) -> int:
         """Whoever logged the request: streams say so when they open."""
         line = re.compile(rf"stream_opened.*{listener.request_id}.*worker=(\d+)")
         with trio.fail_after(5):
