@@ -110,6 +110,8 @@ class Feed:
                     for channel_id, event in self._wanted.items():
                         if event.is_set():
                             self._wanted[channel_id] = trio.Event()
+            else:
+                self._dropped.clear()  # nobody has it
             await trio.sleep(RECONNECT_SECONDS * random.uniform(0.5, 1.0))
 
     async def _serve_connection(self) -> None:

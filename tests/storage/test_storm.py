@@ -1,0 +1,145 @@
+"""Thousands of clients that come back at once are few round trips, with Redis and without.
+
+What is counted is what the server itself counts for its operators (`storage.metrics`).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import trio
+from prometheus_client import REGISTRY
+
+from server.auth.access import Gate
+from storage.store import Store
+from tests.storage.stores import NOWHERE, opened_store
+from tests.support.services import Database
+
+CLIENTS = 10_000
+MESSAGES = 3
+"""In each channel."""
+
+BACKGROUND = {("postgres", "ping"), ("redis", "ping"), ("redis", "probe")}
+"""What is asked every second or two, whoever comes."""
+
+
+COUNTERS = {
+    "sottovoce_postgres_statements_total": "postgres",
+    "sottovoce_redis_round_trips_total": "redis",
+}
+
+
+class Client(NamedTuple):
+    subject: str
+    channel_id: int
+    cursor: int | None
+
+
+def make_channels(database: Database, count: int) -> list[tuple[str, int]]:
+    """(clerk id, channel id) of the prospects of one therapist."""
+    database.execute(f"""
+        INSERT INTO users (clerk_id, email, first_name, last_name, subscription_status)
+        SELECT 'user_' || n, 'p' || n || '@example.com', 'Pat', 'Smith', 'active'
+        FROM generate_series(0, {count}) AS n;
+        INSERT INTO therapists (user_id, name, title)
+        SELECT id, 'Dr Tess', 'PhD' FROM users WHERE clerk_id = 'user_0';
+        INSERT INTO chat_channels
+            (channel_identifier, therapist_id, prospect_user_id, last_seq)
+        SELECT 'channel-' || u.id, t.id, u.id, {MESSAGES}
+        FROM users u, therapists t WHERE u.clerk_id <> 'user_0';
+        INSERT INTO chat_messages (channel_id, seq, message_id, sender_id, author_email,
+            author_name, content, message_type, status, created_at)
+        SELECT c.id, n, gen_random_uuid(), c.prospect_user_id, 'pat@example.com', 'Pat Smith',
+            'text ' || n, 'STANDARD', 'SENT', now() + n * interval '1 ms'
+        FROM chat_channels c, generate_series(1, {MESSAGES}) AS n;
+        ANALYZE;
+    """)
+    return database.execute(
+        "SELECT u.clerk_id, c.id FROM chat_channels c JOIN users u ON u.id = c.prospect_user_id"
+    )
+
+
+class RoundTrips:
+    """Counts by (dependency, what), since the last look."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def _now(self) -> dict[tuple[str, str], float]:
+        return {
+            (COUNTERS[sample.name], next(iter(sample.labels.values()))): sample.value
+            for metric in REGISTRY.collect()
+            for sample in metric.samples
+            if sample.name in COUNTERS
+        }
+
+    def __call__(self) -> dict[tuple[str, str], int]:
+        now = self._now()
+        changed = {kind: int(now[kind] - self._before.get(kind, 0)) for kind in now}
+        self._before = now
+        return {kind: count for kind, count in changed.items() if count and kind not in BACKGROUND}
+
+
+async def come_back(store: Store, clients: Sequence[Client]) -> dict[tuple[str, str], int]:
+    """All at once, each as a stream does: access and subscription, listen, history.
+
+    The worker was just started: it has nothing cached. Tokens are verified without a round trip.
+
+    Returns:
+        The round trips that it took.
+    """
+    gate = Gate(store, cache=5.0, trials=False)
+
+    async def reconnect(client: Client) -> None:
+        permit = gate.permit(await gate.look(client.subject, client.channel_id))
+        store.feed.want(client.channel_id)
+        await store.feed.listening(client.channel_id, seconds=10)
+        page = await store.history(client.channel_id, client.cursor, head=permit.channel.head)
+        expected = range((client.cursor or 0) + 1, MESSAGES + 1)
+        assert [record.seq for record in page.records] == list(expected)
+
+    trips = RoundTrips()
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(reconnect, client)
+    counted = trips()
+    for client in clients:  # and they leave again
+        store.feed.drop(client.channel_id)
+    with trio.fail_after(10):
+        while store._writes or store.feed._dropped:
+            await trio.sleep(0.05)
+    return counted
+
+
+async def test_ten_thousand_clients_that_come_back_at_once_are_few_round_trips(
+    database: Database, redis_url: str
+):
+    clients = [
+        Client(subject, channel_id, (None, 1)[number % 2])
+        for number, (subject, channel_id) in enumerate(make_channels(database, CLIENTS))
+    ]
+    few = CLIENTS / 50
+    # Much time for each: nobody is refused here for having waited on a busy machine.
+    async with opened_store(database, redis_url, connections=8, seconds=30.0) as (store, _):
+        with trio.fail_after(5):
+            while not store.feed.connected:
+                await trio.sleep(0.01)
+        empty = await come_back(store, clients)
+        filled = await come_back(store, clients)
+        tenth = await come_back(store, clients[: CLIENTS // 10])
+    async with opened_store(database, NOWHERE, connections=8, seconds=30.0) as (store, _):
+        with trio.fail_after(5):
+            while store.redis.up:
+                await trio.sleep(0.01)
+        gone = await come_back(store, clients)
+
+    access, pages = ("postgres", "access"), ("postgres", "pages")
+    read, write, subscribe = ("redis", "read"), ("redis", "write"), ("redis", "subscribe")
+    leave = ("redis", "unsubscribe")
+    assert set(empty) <= {access, pages, read, write, subscribe, leave}
+    assert set(filled) <= {access, read, subscribe, leave}, "nothing is read or written twice"
+    assert set(gone) <= {access, pages}
+    for counted in (empty, filled, gone):
+        assert max(counted.values()) <= few, counted
+    for kind, count in tenth.items():
+        assert count <= max(filled[kind] / 4, 5), (tenth, filled)
