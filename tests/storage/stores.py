@@ -100,6 +100,30 @@ def make_rooms(database: Database, count: int = 1) -> list[Room]:
     return rooms
 
 
+def make_channels(database: Database, count: int, *, messages: int) -> list[tuple[str, int]]:
+    """(clerk id, channel id) of as many prospects of one therapist, with so many messages each."""
+    database.execute(f"""
+        INSERT INTO users (clerk_id, email, first_name, last_name, subscription_status)
+        SELECT 'user_' || n, 'p' || n || '@example.com', 'Pat', 'Smith', 'active'
+        FROM generate_series(0, {count}) AS n;
+        INSERT INTO therapists (user_id, name, title)
+        SELECT id, 'Dr Tess', 'PhD' FROM users WHERE clerk_id = 'user_0';
+        INSERT INTO chat_channels
+            (channel_identifier, therapist_id, prospect_user_id, last_seq)
+        SELECT 'channel-' || u.id, t.id, u.id, {messages}
+        FROM users u, therapists t WHERE u.clerk_id <> 'user_0';
+        INSERT INTO chat_messages (channel_id, seq, message_id, sender_id, author_email,
+            author_name, content, message_type, status, created_at)
+        SELECT c.id, n, gen_random_uuid(), c.prospect_user_id, 'pat@example.com', 'Pat Smith',
+            'text ' || n, 'STANDARD', 'SENT', now() + n * interval '1 ms'
+        FROM chat_channels c, generate_series(1, {messages}) AS n;
+        ANALYZE;
+    """)
+    return database.execute(
+        "SELECT u.clerk_id, c.id FROM chat_channels c JOIN users u ON u.id = c.prospect_user_id"
+    )
+
+
 def draft(
     room: Room,
     content: str,

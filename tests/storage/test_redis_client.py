@@ -1,7 +1,5 @@
 """The Redis client: pipelines against a real Valkey, and what a bad peer can do to it."""
 
-import datetime
-import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,15 +11,13 @@ import hiredis
 import pytest
 import redis
 import trio
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocol.confidential import Secret
 from storage.embedded import EmbeddedValkey
 from storage.redis.client import MAX_IDLE, Client, RedisLost, RedisRefused
 from storage.store import REDIS_SECONDS
 from tests.support.tcp_proxy import TcpProxy, open_proxy
+from tests.support.wire import certificate
 
 CANARY = "canary-words"
 
@@ -199,42 +195,13 @@ async def test_answers_in_any_pieces_are_the_same_answers():
             connection.close()
 
 
-def certificate() -> tuple[bytes, bytes]:
-    """(certificate, key) of 127.0.0.1, as PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return made.public_bytes(pem), private
-
-
-async def test_rediss_speaks_tls_and_believes_only_who_can_prove_itself(folder: Path):
-    cert, key = certificate()
-    cert_file, both = folder / "cert.pem", folder / "both.pem"
-    cert_file.write_bytes(cert)
-    both.write_bytes(cert + key)
+async def test_rediss_speaks_tls_and_believes_only_who_can_prove_itself():
+    certfile, keyfile = certificate()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(both)
+    context.load_cert_chain(certfile, keyfile)
     async with peer(says_ok, context) as port:
         url = f"rediss://127.0.0.1:{port}"
-        for options in (f"?ssl_ca_certs={cert_file}", "?ssl_cert_reqs=none"):
+        for options in (f"?ssl_ca_certs={certfile}", "?ssl_cert_reqs=none"):
             async with opened(url + options) as client:
                 for _ in range(3):
                     assert await client.call([("SET", "a", "1")]) == [b"OK"]

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 
 from server.auth.access import Gate
 from storage.store import Store
-from tests.storage.stores import NOWHERE, opened_store
+from tests.storage.stores import NOWHERE, make_channels, opened_store
 from tests.support.services import Database
 
 CLIENTS = 10_000
@@ -32,30 +32,6 @@ class Client(NamedTuple):
     subject: str
     channel_id: int
     cursor: int | None
-
-
-def make_channels(database: Database, count: int) -> list[tuple[str, int]]:
-    """(clerk id, channel id) of the prospects of one therapist."""
-    database.execute(f"""
-        INSERT INTO users (clerk_id, email, first_name, last_name, subscription_status)
-        SELECT 'user_' || n, 'p' || n || '@example.com', 'Pat', 'Smith', 'active'
-        FROM generate_series(0, {count}) AS n;
-        INSERT INTO therapists (user_id, name, title)
-        SELECT id, 'Dr Tess', 'PhD' FROM users WHERE clerk_id = 'user_0';
-        INSERT INTO chat_channels
-            (channel_identifier, therapist_id, prospect_user_id, last_seq)
-        SELECT 'channel-' || u.id, t.id, u.id, {MESSAGES}
-        FROM users u, therapists t WHERE u.clerk_id <> 'user_0';
-        INSERT INTO chat_messages (channel_id, seq, message_id, sender_id, author_email,
-            author_name, content, message_type, status, created_at)
-        SELECT c.id, n, gen_random_uuid(), c.prospect_user_id, 'pat@example.com', 'Pat Smith',
-            'text ' || n, 'STANDARD', 'SENT', now() + n * interval '1 ms'
-        FROM chat_channels c, generate_series(1, {MESSAGES}) AS n;
-        ANALYZE;
-    """)
-    return database.execute(
-        "SELECT u.clerk_id, c.id FROM chat_channels c JOIN users u ON u.id = c.prospect_user_id"
-    )
 
 
 class RoundTrips:
@@ -116,7 +92,9 @@ async def test_ten_thousand_clients_that_come_back_at_once_are_few_round_trips(
 ):
     clients = [
         Client(subject, channel_id, (None, 1)[number % 2])
-        for number, (subject, channel_id) in enumerate(make_channels(database, CLIENTS))
+        for number, (subject, channel_id) in enumerate(
+            make_channels(database, CLIENTS, messages=MESSAGES)
+        )
     ]
     few = CLIENTS / 50
     # Much time for each: nobody is refused here for having waited on a busy machine.
