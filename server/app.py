@@ -52,7 +52,12 @@ class Application:
                     life = await self._serve_request(scope, receive, send)
                     del scope, receive, send  # a stream may live for hours
                     if life is not None:
-                        await _live(life)
+                        await life()
+                except Exception as error:
+                    if isinstance(error, Abandoned):
+                        raise
+                    log.error("stream_failed", **describe(error))
+                    raise Abandoned from None
                 finally:
                     self._in_flight -= 1
             case "lifespan":
@@ -196,14 +201,6 @@ class Application:
             user_id=request.user_id,
             channel_id=request.channel_id,
         )
-
-
-async def _live(life: Life) -> None:
-    try:
-        await life()
-    except Exception as error:
-        log.error("stream_failed", **describe(error))
-        raise Abandoned from None
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -18,7 +18,6 @@ in `_check_head`.
 
 import re
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from enum import Enum, auto
@@ -283,7 +282,7 @@ class Connection:
             "server": _address(stream.socket.getsockname()),
         }
         self._parser: Any = httptools.HttpRequestParser(self)
-        self._requests: deque[_Request] = deque()
+        self._requests: list[_Request] = []
         """With whole heads, not yet answered: as many as one read brought."""
         self._incoming: _Request | None = None
         """Its head, or its body, is still arriving."""
@@ -307,13 +306,11 @@ class Connection:
             Empty; or what has been read of a connection that speaks HTTP/2.
         """
         try:
-            first = await self._first_bytes()
-            if first.startswith(PREFACE[:16]):
-                return first
-            self._feed(first)
-            while (request := await self._next_request()) is not None:
-                whole = await self._answer(request)
-                del request
+            self._held = await self._first_bytes()
+            if self._held.startswith(PREFACE[:16]):
+                return self._held
+            while await self._next_request():
+                whole = await self._answer()
                 if self._close or self._wire.gone:
                     if not whole and self._state is _State.ENDED:
                         self._refusal = None  # of the rest of a body: it has its answer
@@ -358,8 +355,8 @@ class Connection:
             self._wire.gone = self._refusal is None
         return data
 
-    async def _next_request(self) -> _Request | None:
-        """The next one whose head is whole; None when there will be none."""
+    async def _next_request(self) -> bool:
+        """Whether there is one more to answer, whose head is whole."""
         engine, waited = self._engine, False
         while True:
             if self._requests:
@@ -367,15 +364,16 @@ class Connection:
                 engine.waiting_for_head.pop(self, None)
                 if not waited:
                     await trio.lowlevel.checkpoint()
-                return self._requests.popleft()
+                self._answering = self._requests.pop(0)
+                return True
             if self._refusal is not None or self._wire.gone:
-                return None
+                return False
             if self._held:
                 data, self._held = self._held, b""
             else:
                 if self._incoming is None:
                     if engine.draining:
-                        return None
+                        return False
                     if self not in engine.waiting_for_head:
                         engine.idle[self] = trio.current_time()
                 elif self not in engine.waiting_for_head:
@@ -469,17 +467,17 @@ class Connection:
 
     # Answering
 
-    async def _answer(self, request: _Request) -> bool:
-        """Run the application for a request.
+    async def _answer(self) -> bool:
+        """Run the application for a request. Nothing here holds it meanwhile: a stream may live
+        for hours.
 
         Returns:
             Whether all of the request has been read.
         """
-        self._answering, self._given = request, False
+        assert self._answering is not None
+        self._given = False
         self._state = _State.READY
-        self._close = not request.keep_alive or self._engine.draining
-        # Nothing here holds the request while the application runs: a stream may live for hours.
-        del request
+        self._close = not self._answering.keep_alive or self._engine.draining
         try:
             await self._engine.app(self._scope(), self._receive, self._send)
         except Exception as error:

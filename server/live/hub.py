@@ -42,9 +42,6 @@ class Subscriber(Protocol):
     def recheck_soon(self) -> None:
         """Look at access again; plain."""
 
-    def recheck_soon(self) -> None:
-        """Look at access again; plain."""
-
 
 class Channel:
     """A channel with a stream here, or with one a moment ago."""
