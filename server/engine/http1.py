@@ -310,10 +310,10 @@ class Connection:
             if self._held.startswith(PREFACE[:16]):
                 return self._held
             while await self._next_request():
-                whole = await self._answer()
+                await self._answer()
                 if self._close or self._wire.gone:
-                    if not whole and self._state is _State.ENDED:
-                        self._refusal = None  # of the rest of a body: it has its answer
+                    if self._state is _State.ENDED:
+                        self._refusal = None  # of the rest of a body, or of what follows it
                         await _linger(self._wire, seconds=LINGER_SECONDS)
                     break
             if self._refusal is not None and not self._wire.gone:
@@ -375,7 +375,7 @@ class Connection:
                     if engine.draining:
                         return False
                     if self not in engine.waiting_for_head:
-                        engine.idle[self] = trio.current_time()
+                        engine.idle.setdefault(self, trio.current_time())  # empty lines are nothing
                 elif self not in engine.waiting_for_head:
                     engine.idle.pop(self, None)
                     engine.waiting_for_head[self] = trio.current_time()
@@ -391,13 +391,8 @@ class Connection:
         in_body = unfinished is not None and unfinished.method != ""
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # To a protocol that we do not speak, which is no error (RFC 9110 §7.8). What follows
-            # on this connection is not HTTP/1.1 for sure any more.
-            if self._requests:
-                self._requests[-1].whole = True
-                self._requests[-1].keep_alive = False
-            self._incoming = None
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserInvalidMethodError:
             junk = _REQUEST_LINE.match(data) is None  # then it is no method at all
             self._refusal = "BAD_REQUEST" if junk else "METHOD_UNKNOWN"
@@ -413,6 +408,20 @@ class Connection:
                     self._refusal = "HEADERS_TOO_LARGE"
             elif unfinished.raw_bytes - 8 * unfinished.body_bytes > MAX_FRAMING_BYTES:
                 self._refusal = "BAD_REQUEST"
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Begin again without it (RFC 9110 §7.8): for llhttp what follows the head, a body too,
+        is of another protocol. What follows the body may be so; it is not read."""
+        request = self._requests.pop()
+        headers = [
+            (name, value)
+            for name, value in request.headers
+            if name not in (b"upgrade", b"connection")
+        ]
+        line = f"{request.method} ".encode() + request.target + f" HTTP/{request.version}".encode()
+        fields = [b"%b: %b" % header for header in [*headers, (b"connection", b"close")]]
+        self._parser = httptools.HttpRequestParser(self)
+        self._feed(b"\r\n".join([line, *fields, b"", rest]))
 
     def _is_connect(self) -> bool:
         incoming = self._incoming
@@ -467,13 +476,9 @@ class Connection:
 
     # Answering
 
-    async def _answer(self) -> bool:
+    async def _answer(self) -> None:
         """Run the application for a request. Nothing here holds it meanwhile: a stream may live
-        for hours.
-
-        Returns:
-            Whether all of the request has been read.
-        """
+        for hours."""
         assert self._answering is not None
         self._given = False
         self._state = _State.READY
@@ -482,8 +487,8 @@ class Connection:
             await self._engine.app(self._scope(), self._receive, self._send)
         except Exception as error:
             log.warning("application_failed", **describe(error))
-            if self._state is _State.READY and not self._wire.gone and self._refusal is None:
-                self._refusal = "INTERNAL"
+            if self._state is _State.DIRECT:
+                self._wire.abort()
         answered, self._answering = self._answering, None
         if self._state is _State.DIRECT:
             self._close = True
@@ -491,10 +496,12 @@ class Connection:
                 await _linger(self._wire, seconds=GOODBYE_SECONDS)
         elif self._state is _State.READY:
             self._close = True
+            assert answered is not None
+            if answered.whole or self._refusal is None:  # else its body makes no sense
+                self._refusal = "INTERNAL"
         elif self._state is not _State.ENDED:
             self._close = True
             self._wire.abort()  # what the client has must not look whole to it
-        return answered is None or answered.whole
 
     def _scope(self) -> Message:
         request = self._answering
@@ -517,12 +524,14 @@ class Connection:
     async def _receive(self) -> Message:
         """ASGI's: the body in parts, then the peer's leaving."""
         request = self._answering
-        while request is not None and not self._wire.gone:
+        while request is not None and not self._wire.gone and self._state is not _State.ENDED:
             if not self._given and (request.body or request.whole):
                 body = b"".join(request.body)
                 request.body.clear()
                 self._given = request.whole
                 return {"type": "http.request", "body": body, "more_body": not request.whole}
+            if self._refusal is not None and not request.whole:
+                break  # the rest of its body makes no sense
             if request.expects_continue:
                 request.expects_continue = False
                 if self._state is _State.READY:
@@ -533,8 +542,6 @@ class Connection:
                 self._wire.gone |= len(self._held) > MAX_HELD_BYTES
             else:
                 self._feed(data)
-                if self._refusal is not None:
-                    break
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Message) -> None:
@@ -563,9 +570,9 @@ class Connection:
         """A part of a response's body as it goes on the wire, its head before the first."""
         head = b""
         if (start := self._start) is not None:
-            self._start = None
             length = None if more else len(body)
             head = self._head(start["status"], start.get("headers", ()), length=length)
+            self._start = None
         request = self._answering
         if request is None or request.method == "HEAD" or self._left == _NO_BODY:
             return head
@@ -684,6 +691,8 @@ def _check_head(request: _Request, method: str) -> None:
     """
     if request.version not in ("1.0", "1.1"):
         raise Refused("HTTP_VERSION")
+    if method == "CONNECT":
+        raise Refused("METHOD_UNKNOWN")
     hosts = 0
     for name, value in request.headers:
         if name == b"host":
@@ -695,7 +704,8 @@ def _check_head(request: _Request, method: str) -> None:
             if request.version == "1.0" or value.lower() != b"chunked":
                 raise Refused("BAD_REQUEST")
         elif name == b"expect":
-            request.expects_continue = value.lower() == b"100-continue"
+            # RFC 9110 §10.1.1: before 1.1 nobody waits for it.
+            request.expects_continue = request.version != "1.0" and value.lower() == b"100-continue"
     if hosts > 1 or (hosts == 0 and request.version == "1.1"):
         raise Refused("BAD_REQUEST")  # RFC 9112 §3.2
     target = request.target
