@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test check format docs constraints clean
+.PHONY: help install demo test check format bench bench-peers docs constraints clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,17 @@ check: install ## format, lint, types, import rules
 format: install ## put the code into its format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: install ## side by side with its peers, about 20 minutes; BENCH=--quick for two
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m bench run $(BENCH)
+	$(BIN)/python -m bench report
+
+bench-peers: ## what bench is compared with, besides pip's: nchan (Debian, as root) and better-sse (npm)
+	mkdir -p .bench/node
+	cd .bench/node && timeout 300 npm install --no-fund --no-audit better-sse@0.16
+	timeout 600 apt-get update -qq
+	timeout 600 apt-get install -y --no-install-recommends nginx-light libnginx-mod-nchan
 
 docs: install ## fill the tables in README.md and docs/ from the code
 	$(BIN)/python -m server.documents

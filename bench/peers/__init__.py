@@ -1,0 +1,1 @@
+"""The applications that the peers run, each as its server's own documentation has it."""

@@ -1,0 +1,105 @@
+"""`connect`: new streams per second, and a storm of them.
+
+A peer's stream is complete with its head: no credential, no history. Sottovoce's brings a
+token that the server has not seen before, passes the access check, and is complete with the
+20 newest messages of its channel. `cold`: the server has just started and reads them from
+PostgreSQL; `warm`: the other person of each channel comes after that.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import psycopg
+
+from bench.client import Meter, Page, Streams
+from bench.results import Sample
+from bench.scenarios import Plan
+from bench.statistics import interleave, percentile
+from bench.subjects import SUBJECTS, Pair, Server, Sottovoce
+
+NAME = "connect"
+STREAMS = 2_500
+STORM = 10_000
+QUICK_STREAMS = 500
+QUICK_STORM = 2_000
+HISTORY = 20
+STORM_SUBJECTS = ("sottovoce", "engine", "nchan", "uvicorn", "sse-starlette", "better-sse")
+SUBJECT_NAMES = (*STORM_SUBJECTS, "hypercorn")
+
+# As the server itself stores them, numbered and counted.
+_HISTORY = """
+INSERT INTO chat_messages (channel_id, seq, message_id, sender_id, author_email, author_name,
+    content, message_type, status, created_at)
+SELECT channel.id, seq, gen_random_uuid(), prospect_user_id, 'somebody@example.com', 'Some Body',
+    '~ a message of the length that people write to each other, number ' || seq,
+    'STANDARD', 'SENT', now() - make_interval(secs => (%(history)s - seq) * 60)
+FROM chat_channels AS channel, generate_series(1, %(history)s) AS seq
+WHERE last_seq = 0
+"""
+_HEADS = """
+UPDATE chat_channels SET last_seq = %(history)s, last_message_at = now() WHERE last_seq = 0
+"""
+
+
+def run(plan: Plan) -> Iterator[Sample]:
+    count, storm = (QUICK_STREAMS, QUICK_STORM) if plan.quick else (STREAMS, STORM)
+    for number, name in interleave(plan.of(*SUBJECT_NAMES), plan.rounds):
+        plan.say(f"connect: {SUBJECTS[name].label}, round {number + 1}")
+        yield from plan.guard(f"connect {name}", measure(name, number, count, storm))
+
+
+def measure(name: str, number: int, count: int, storm: int) -> Iterator[Sample]:
+    with SUBJECTS[name].start(1) as server:
+        if isinstance(server, Sottovoce):
+            pairs = server.seed(count)
+            crowd = server.seed(storm // 2)
+            write_history(server.database_url, HISTORY)
+            cold = [server.stream_request(pair, True) for pair in pairs]
+            warm = [server.stream_request(pair, False) for pair in pairs]
+            everybody = _requests(server, crowd)
+            page = Page(b'"connected"', HISTORY)
+            yield _sample(name, "cold", number, _open(server, cold, page))
+        else:
+            warm, everybody = server.stream_requests(count), server.stream_requests(storm)
+            page = server.page
+        yield _sample(name, "new streams", number, _open(server, warm, page))
+        if name in STORM_SUBJECTS:
+            taken = _open(server, everybody, page, in_flight=len(everybody))
+            yield _sample(name, f"storm of {storm}", number, taken)
+
+
+def write_history(database_url: str, messages: int) -> None:
+    """Give every channel that has none that many messages."""
+    with psycopg.connect(database_url, connect_timeout=10) as connection:
+        connection.execute(_HISTORY, {"history": messages})
+        connection.execute(_HEADS, {"history": messages})
+    with psycopg.connect(database_url, connect_timeout=10, autocommit=True) as connection:
+        connection.execute("ANALYZE chat_messages, chat_channels")
+        connection.execute("CHECKPOINT")
+
+
+def _requests(server: Sottovoce, pairs: Sequence[Pair]) -> list[bytes]:
+    return [server.stream_request(pair, side) for pair in pairs for side in (True, False)]
+
+
+def _open(
+    server: Server, requests: list[bytes], page: Page, *, in_flight: int = 64
+) -> dict[str, float]:
+    with Streams(server.addresses) as streams:
+        cpu = server.cpu_seconds
+        meter = Meter()
+        took = streams.open(requests, page=page, in_flight=in_flight)
+        seconds, client_busy = meter.seconds, meter.busy
+        took.sort()
+        return {
+            "streams_per_second": len(took) / seconds,
+            "seconds": seconds,
+            "p50_ms": percentile(took, 0.5) * 1000,
+            "p99_ms": percentile(took, 0.99) * 1000,
+            "turned_away": streams.turned_away / len(took),
+            "server_busy": (server.cpu_seconds - cpu) / seconds,
+            "client_busy": client_busy,
+        }
+
+
+def _sample(name: str, case: str, number: int, values: dict[str, float]) -> Sample:
+    return Sample(scenario=NAME, subject=name, case=case, round=number, values=values)
