@@ -200,6 +200,7 @@ class Application:
             request_id=request.id,
             user_id=request.user_id,
             channel_id=request.channel_id,
+            **({} if request.seq is None else {"seq": request.seq}),
         )
 
 

@@ -151,7 +151,6 @@ class Engine:
             await self._turn_away(Wire(stream))
             return
         self.connections += 1
-        CONNECTIONS_OPEN.inc()
         try:
             try:
                 connection = Connection(self, stream)
@@ -162,12 +161,12 @@ class Engine:
                 await ContainedConnection(app, config, context, state, again)
         finally:
             self.connections -= 1
-            CONNECTIONS_OPEN.dec()
 
     async def sweep(self) -> None:
         """End connections that are over their time, until cancelled."""
         while True:
             await trio.sleep(SWEEP_SECONDS)
+            CONNECTIONS_OPEN.set(self.connections)
             now = trio.current_time()
             for waiting, seconds in (
                 (self.waiting_for_head, self.limits.head_seconds),

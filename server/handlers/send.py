@@ -2,8 +2,6 @@
 
 import uuid
 
-import structlog
-
 from protocol import requests
 from protocol.replies import Sent
 from server.metrics import SENDS
@@ -18,8 +16,6 @@ from storage.contract import (
     Draft,
     StoreUnavailable,
 )
-
-log = structlog.get_logger("server")
 
 
 async def send(service: Service, request: Request) -> Response:
@@ -63,13 +59,7 @@ async def send_message(service: Service, request: Request, body: requests.SendMe
         raise
     SENDS.labels("ok").inc()
     message = record.reply()
-    log.info(
-        "message_sent",
-        request_id=request.id,
-        user_id=permit.user.id,
-        channel_id=body.channel_id,
-        seq=record.seq,
-    )
+    request.seq = record.seq
     return json_response(Sent(message_id=message.message_id, message=message))
 
 

@@ -1,8 +1,9 @@
 """A request as the handlers see it: ASGI's scope, and its body within limits."""
 
 import ipaddress
-import secrets
+import os
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -29,6 +30,7 @@ class Request:
         path_id: the number in the path of a stream, else None.
         subject, impersonator: the Clerk `sub` and `act.sub`; these and `user_id` and `channel_id`
             are filled in as they become known, for the log and the audit.
+        seq: the number of the message that it stored, for the log.
     """
 
     __slots__ = (
@@ -40,6 +42,7 @@ class Request:
         "impersonator",
         "method",
         "path_id",
+        "seq",
         "subject",
         "user_id",
     )
@@ -55,6 +58,7 @@ class Request:
         self.impersonator: str | None = None
         self.user_id: int | None = None
         self.channel_id: int | None = None
+        self.seq: int | None = None
 
     def __repr__(self) -> str:
         return f"<Request {self.id}>"
@@ -199,13 +203,14 @@ class Request:
 
 def new_request_id() -> str:
     """For logs, the audit row and the `X-Request-Id` header."""
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()
 
 
 class PeerLeft(Exception):
     """The client is gone before its request was whole; nobody waits for an answer."""
 
 
+@lru_cache(maxsize=1024)  # those of the load balancer, mostly
 def _is_address(text: str) -> bool:
     try:
         ipaddress.ip_address(text)
