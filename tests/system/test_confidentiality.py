@@ -196,7 +196,11 @@ def play(theatre: Theatre) -> Pair:
                 f"/api/chat/{channel_id}?ticket={new('ticket')}&{new('query')}=1",
                 f"/api/chat/{channel_id}?a={quote(new('query'))}",
             ):
-                with chat.client.stream("GET", path, headers=own) as response:
+                # A client of its own: over HTTP/2, httpx ends a stream with its connection only.
+                with (
+                    httpx.Client(base_url=chat.base, **WIRE.client) as client,
+                    client.stream("GET", path, headers=own) as response,
+                ):
                     if response.status_code >= 400:
                         response.read()
                         see(response)
@@ -272,7 +276,6 @@ def test_every_route_is_silent(theatre: Theatre):
     assert_silent(theatre)
     names = {(line["event"], line.get("route")) for line in map(json.loads, lines_of(theatre.chat))}
     assert {
-        ("message_sent", None),
         ("request", "send"),
         ("request", "messaging"),
         ("request", "export"),
