@@ -419,22 +419,17 @@ def test_fifty_megabytes_in_chunks_are_answered_early(target: Target):
     with raw(target.chat) as sock:
         sock.sendall(head(target, "Content-Type: application/json", "Transfer-Encoding: chunked"))
         sock.settimeout(0.5)
-        answer = b""
+        answer = None
         deadline = time.monotonic() + 20
-        while sent < 50 * 2**20 and not answer and time.monotonic() < deadline:
+        while answer is None and sent < 50 * 2**20 and time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError, ConnectionError):
                 sock.sendall(piece)
                 sent += len(piece)
-            if select.select([sock], [], [], 0.005)[0]:
-                try:
-                    answer = sock.recv(65536)
-                except TimeoutError:  # TLS says more than the answer
-                    continue
-                except ConnectionError:
-                    break
-    assert answer.startswith(b"HTTP/1.1 413 "), answer[:200]
-    assert b"BODY_TOO_LARGE" in answer
-    assert CANARY.encode() not in answer
+            with contextlib.suppress(TimeoutError):  # TLS has more to say than the answer
+                if select.select([sock], [], [], 0.005)[0]:
+                    answer = read_answer(sock)
+    assert answer is not None, sent
+    assert_refused(answer, 413, "BODY_TOO_LARGE")
     assert sent < 2 * 2**20, "it was read on and on"
 
 
@@ -783,7 +778,7 @@ def test_headers_without_an_end(target: Target):
                 sock.sendall(line)
             sock.settimeout(5)
             answer = sock.recv(65536)
-        except ConnectionError:
+        except OSError:
             pass
     assert not answer or re.match(rb"HTTP/1.1 4\d\d ", answer)
     assert CANARY.encode() not in answer

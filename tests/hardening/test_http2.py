@@ -9,7 +9,7 @@ import h2.connection
 import h2.events
 import pytest
 
-from tests.support.chat import WAIT_SECONDS, Chat
+from tests.support.chat import WAIT_SECONDS, Chat, eventually
 from tests.support.wire import WIRE
 
 
@@ -93,3 +93,24 @@ def test_a_body_that_goes_on_after_its_answer_ends_no_other_stream(chat: Chat, l
         chat.send(pair.therapist, pair.channel_id, "still here")
         while b"still here" not in client.data[stream]:
             client.read()
+
+
+def test_a_stream_that_its_client_resets_ends_and_the_others_go_on(chat: Chat):
+    pair = chat.pair()
+    path = f"/api/chat/{pair.channel_id}"
+    with connected(chat) as client:
+        left, kept = (client.request("GET", path, chat.bearer(who)) for who in pair[1:])
+        while not all(b"connected" in client.data.get(stream, b"") for stream in (left, kept)):
+            client.read()
+        client.h2.reset_stream(left)
+        client.flush()
+
+        def closed() -> list[int]:
+            lines = chat.log_lines("stream_closed")
+            return [line["user_id"] for line in lines if line["channel_id"] == pair.channel_id]
+
+        assert eventually(closed) == [pair.therapist.user_id]
+        chat.send(pair.therapist, pair.channel_id, "still here")
+        while b"still here" not in client.data[kept]:
+            client.read()
+        assert len(closed()) == 1
