@@ -51,7 +51,12 @@ def message_frame(seq: int, ts: int, data: bytes, *, epoch: int = 0) -> Frame:
         data: the JSON of an `events.ChatMessage`: one line, as every JSON encoder here writes
             it (line breaks inside strings are escaped).
     """
-    return Frame(seq, ts, b"id: %b\ndata: %b\n\n" % (encode_cursor(epoch, seq), data))
+    return Frame(seq, ts, message_event(seq, data, epoch=epoch))
+
+
+def message_event(seq: int, data: bytes, *, epoch: int = 0) -> bytes:
+    """The event of a `message_frame`, for one stream alone."""
+    return b"id: %b\ndata: %b\n\n" % (encode_cursor(epoch, seq), data)
 
 
 def chunk(data: bytes) -> bytes:

@@ -28,7 +28,7 @@ import msgspec
 
 from protocol import events, replies
 from protocol.confidential import Confidential
-from protocol.frames import Frame, message_frame
+from protocol.frames import Frame, message_event, message_frame
 
 
 class StoreUnavailable(Exception):
@@ -189,6 +189,11 @@ class Record(Confidential, frozen=True):
 
     def frame(self) -> Frame:
         return message_frame(self.seq, self.ts, self.event)
+
+    @property
+    def plain(self) -> bytes:
+        """The frame's event, for one stream alone."""
+        return message_event(self.seq, self.event)
 
     def reply(self) -> replies.Message:
         event = _decode_event(self.event)

@@ -23,7 +23,6 @@ from protocol.frames import (
     chunk,
     closing_event,
     connected_event,
-    join_frames,
     reset_event,
 )
 from server.live.clock import Clock, Ticking
@@ -32,7 +31,7 @@ from server.live.outbox import Outbox
 from server.live.watermark import Event, State, Watermark
 from server.live.wire import Wire
 from server.metrics import SLOW_STREAMS
-from storage.contract import ChannelGone, StoreUnavailable
+from storage.contract import ChannelGone, Record, StoreUnavailable
 from storage.failures import describe
 from storage.store import Store
 
@@ -204,8 +203,7 @@ class Connection:
                         self.watermark.seq = cursor
                     else:
                         self.watermark.seq = records[0].seq - 1 if records else page.head
-                    frames = [record.frame() for record in records]
-                    self._begin(begin(), frames, head=page.head, reset=page.reset)
+                    self._begin(begin(), records, head=page.head, reset=page.reset)
             if self._wire is None:
                 assert self.reason is not None
                 raise EndedEarly(self.reason)
@@ -275,30 +273,28 @@ class Connection:
             self._outbox.take()
 
     def _begin(
-        self, wire: Wire, frames: Sequence[Frame], *, head: int, reset: bool = False
+        self, wire: Wire, page: Sequence[Frame | Record], *, head: int, reset: bool = False
     ) -> None:
         """The first write: connected, a reset if the cursor was none of ours, the first page."""
         retry = jittered(self._limits.retry)
         first = connected_event(self.channel_id, time.time_ns() // 1_000_000, retry=retry)
         if reset:
             first += reset_event(self.channel_id)
-        due = self._replay(frames, head=head)
-        if due is not None:
-            first += due.plain
+        first += self._replay(page, head=head)
         self._wire = wire
         self._wrote = trio.current_time()
         written = wire.write(chunk(first) if wire.chunked else first)
         if not written or self.watermark.state is State.BEHIND:
             self._start_work()
 
-    def _replay(self, frames: Sequence[Frame], *, head: int) -> Frame | None:
+    def _replay(self, page: Sequence[Frame | Record], *, head: int) -> bytes:
         """What of a page is due, and, if that is all there is, what gathered meanwhile."""
-        due = self.watermark.replay(frames)
+        due = self.watermark.replay(page)
         channel = self._channel
         if channel is not None and self.watermark.seq >= head:
             self._hub.joined(channel, self.watermark.seq)
             due += self.watermark.join(channel.head or 0)
-        return join_frames(due) if due else None
+        return b"".join([message.plain for message in due])
 
     # What cannot be done at once
 
@@ -323,7 +319,7 @@ class Connection:
             if wire.gone:
                 return
             if len(outbox):
-                self._write(join_frames(outbox.take()))
+                self._write(b"".join([frame.plain for frame in outbox.take()]))
             elif self.watermark.state is State.BEHIND:
                 await self._read_on()
             else:
@@ -342,17 +338,16 @@ class Connection:
         except ChannelGone:
             self.end(ClosingReason.ACCESS_REVOKED)
             return
-        due = self._replay([record.frame() for record in page.records], head=page.head)
-        if due is not None:
+        if due := self._replay(page.records, head=page.head):
             self._write(due)
         elif self.watermark.state is State.BEHIND:
             await trio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))
 
-    def _write(self, frame: Frame) -> None:
+    def _write(self, events: bytes) -> None:
         wire = self._wire
         assert wire is not None
         self._wrote = trio.current_time()
-        wire.write(frame.chunked if wire.chunked else frame.plain)
+        wire.write(chunk(events) if wire.chunked else events)
 
     def _beat(self, now: float) -> None:
         """Unless there is something on its way anyway."""

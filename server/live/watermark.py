@@ -7,6 +7,7 @@ below; the rest is comparing integers.
 from collections import deque
 from collections.abc import Iterable
 from enum import Enum, auto
+from typing import Protocol, TypeVar
 
 from protocol.frames import Frame, join_frames
 
@@ -36,6 +37,16 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 
 MAX_GATHERED = 128
 """Live frames kept for a stream that is behind; the oldest go, and are read from the store."""
+
+
+class Message(Protocol):
+    """A `Frame`, or a stored record."""
+
+    @property
+    def seq(self) -> int: ...
+
+
+M = TypeVar("M", bound=Message)
 
 
 class Watermark:
@@ -72,9 +83,9 @@ class Watermark:
             self._gathered.extend(frame.parts or (frame,))
         return None
 
-    def replay(self, frames: Iterable[Frame]) -> list[Frame]:
-        """Of frames read from the store in order, those that are due."""
-        due = [frame for frame in frames if frame.seq > self.seq]
+    def replay(self, messages: Iterable[M]) -> list[M]:
+        """Of messages read from the store in order, those that are due."""
+        due = [message for message in messages if message.seq > self.seq]
         if due and self.state is not State.ENDED:
             self.seq = due[-1].seq
             return due
