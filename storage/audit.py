@@ -18,6 +18,9 @@ log = structlog.get_logger("storage")
 MAX_WAITING = 20_000
 """Rows kept while they cannot be written; some 10 MB. The oldest are given up first."""
 MAX_BATCH = 500
+GATHER_SECONDS = 0.1
+"""That rows gather before they are written: nobody waits for them, and a batch costs as much as
+a row. What a process that is killed has not written is lost."""
 RETRY_SECONDS = 0.5
 FLUSH_SECONDS = 3.0
 """For the rows that wait when the process ends."""
@@ -92,6 +95,7 @@ class AuditTrail:
         try:
             while True:
                 await self._arrived.wait()
+                await trio.sleep(GATHER_SECONDS)
                 self._arrived = trio.Event()
                 while self._waiting:
                     if not await self._write_some():

@@ -16,7 +16,6 @@ from protocol.confidential import Confidential, Secret
 from storage.audit import AuditTrail
 from storage.batching import Batcher, Busy
 from storage.breaker import Breaker, Event, State
-from storage.bridge import Bridge, open_bridge
 from storage.contract import (
     Access,
     ChannelAccess,
@@ -32,7 +31,8 @@ from storage.contract import (
 from storage.failures import keep_running
 from storage.history import prove
 from storage.metrics import DEPENDENCY_UP, HISTORY_READS, REDIS_WRITES_DROPPED
-from storage.postgres.pool import Pool, Row
+from storage.postgres.connection import Row
+from storage.postgres.pool import Pool
 from storage.redis import Keys
 from storage.redis.client import Client
 from storage.redis.feed import Feed
@@ -124,7 +124,6 @@ class Store:
 
     def __init__(
         self,
-        bridge: Bridge,
         config: StoreConfig,
         *,
         deliver: Callable[[Sequence[tuple[int, Record]]], None],
@@ -141,7 +140,6 @@ class Store:
         for breaker in (self.postgres, self.redis):
             DEPENDENCY_UP.labels(breaker.name).set(1)
         self._pool = Pool(
-            bridge,
             config.conninfo,
             breaker=self.postgres,
             size=config.connections,
@@ -508,15 +506,14 @@ async def open_store(
         deliver: called with (channel id, record) for each message that this process stored or
             heard of, in whatever order and however often. Plain.
     """
-    async with open_bridge() as bridge:
-        store = Store(bridge, config, deliver=deliver)
-        try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(store._serve)
-                yield store
-                nursery.cancel_scope.cancel()
-        finally:
-            store._close()
+    store = Store(config, deliver=deliver)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store._serve)
+            yield store
+            nursery.cancel_scope.cancel()
+    finally:
+        store._close()
 
 
 def _access(clerk_id: str, row: Row) -> Access:

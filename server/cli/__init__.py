@@ -2,7 +2,6 @@
 
 import typer
 
-import storage as storage  # before any driver, see there
 from server.cli.dev import dev
 from server.cli.doctor import doctor
 from server.cli.evict import evict

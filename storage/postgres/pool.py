@@ -1,15 +1,10 @@
 """A few connections to PostgreSQL, and what its failures mean.
 
-psycopg_pool waits on asyncio's terms, and a cancelled psycopg query waits for the server to
-confirm: against a server that hangs both outlast our limits. Here the waits are Trio's, and a
-statement that is over its time has its socket shut down, which ends it at once.
+A statement is never cancelled midway, which would have to wait for a server that may hang: one
+that is over its time has its socket shut down, which ends it at once.
 """
 
-import asyncio
-import os
-import socket
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -17,16 +12,13 @@ import structlog
 import trio
 
 from storage.breaker import Breaker, Event
-from storage.bridge import Bridge
 from storage.contract import StoreUnavailable
 from storage.failures import describe
 from storage.metrics import POSTGRES_SECONDS, POSTGRES_STATEMENTS
+from storage.postgres.connection import Connection, Row, connect
 from storage.postgres.queries import QUERIES
 
 log = structlog.get_logger("storage")
-
-Row = tuple[Any, ...]
-Connection = psycopg.AsyncConnection[Row]
 
 LOCK_TIMEOUT_SECONDS = 1.0
 """For the few statements that wait for a row's lock; appends never wait."""
@@ -70,14 +62,12 @@ class Pool:
 
     def __init__(
         self,
-        bridge: Bridge,
         conninfo: Mapping[str, Any],
         *,
         breaker: Breaker,
         size: int,
         seconds: float,
     ) -> None:
-        self._bridge = bridge
         self._breaker = breaker
         self._seconds = seconds
         self._conninfo = {
@@ -161,12 +151,8 @@ class Pool:
             connection = self._idle.pop() if self._idle else await self._connect(deadline)
             started = trio.current_time()
             POSTGRES_STATEMENTS.labels(name).inc()
-            # Not cancelled midway, but ended by its time: the timer in _execute shuts the
-            # socket down, which no server can hold up.
-            with trio.CancelScope(shield=True):
-                rows = await self._bridge.run(
-                    _execute, connection, QUERIES[name], params, deadline - started
-                )
+            with trio.CancelScope(shield=True):  # its deadline ends it
+                rows = await connection.fetch(QUERIES[name], params, deadline=deadline)
             if (took := trio.current_time() - started) > SLOW_SECONDS:
                 log.warning("postgres_slow", statement=name, seconds=round(took, 3))
             return rows
@@ -188,11 +174,10 @@ class Pool:
         error: Exception = trio.TooSlowError()
         try:
             with trio.CancelScope(deadline=deadline):
-                connection = await self._bridge.run(_connect, self._conninfo)
+                connection = await connect(self._conninfo)
             if connection is not None:
-                left = deadline - trio.current_time()
                 with trio.CancelScope(shield=True):  # as in _try
-                    await self._bridge.run(_execute, connection, _SETTINGS, self._settings, left)
+                    await connection.fetch(_SETTINGS, self._settings, deadline=deadline)
                 return connection
         except psycopg.Error as caught:
             error = caught
@@ -243,24 +228,3 @@ class Pool:
 def _broken(error: psycopg.Error) -> bool:
     """Whether the connection is of no more use: broken off, shut down, killed (57P01 to 57P05)."""
     return error.sqlstate is None or error.sqlstate.startswith("57P")
-
-
-async def _connect(conninfo: dict[str, Any]) -> Connection:
-    return await psycopg.AsyncConnection.connect(**conninfo, autocommit=True)
-
-
-async def _execute(
-    connection: Connection, query: bytes, params: Sequence[Any] | Mapping[str, Any], seconds: float
-) -> list[Row]:
-    timer = asyncio.get_running_loop().call_later(max(seconds, 0), _sever, connection)
-    try:
-        cursor = await connection.execute(query, params)
-        return await cursor.fetchall()
-    finally:
-        timer.cancel()
-
-
-def _sever(connection: Connection) -> None:
-    """Shut the socket down under libpq, which then reports a broken connection."""
-    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as end:
-        end.shutdown(socket.SHUT_RDWR)

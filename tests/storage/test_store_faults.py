@@ -13,7 +13,8 @@ import trio
 
 from storage.contract import Record, StoreUnavailable
 from storage.embedded import EmbeddedValkey
-from storage.postgres import pool
+from storage.postgres import connection, pool
+from storage.postgres.connection import Connection
 from storage.postgres.queries import QUERIES
 from storage.redis import Keys
 from tests.storage.stores import (
@@ -101,7 +102,7 @@ async def test_a_postgresql_that_hangs_right_after_connecting_costs_no_more(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ):
     (room,) = make_rooms(database)
-    connect = psycopg.AsyncConnection.connect
+    connect = connection.connect
     async with behind_postgres_proxy(database) as (proxy, (store, _)):
 
         async def connect_and_hang(*args: Any, **kwargs: Any) -> Any:
@@ -109,7 +110,7 @@ async def test_a_postgresql_that_hangs_right_after_connecting_costs_no_more(
             proxy.stall()
             return connection
 
-        monkeypatch.setattr(psycopg.AsyncConnection, "connect", connect_and_hang)
+        monkeypatch.setattr(pool, "connect", connect_and_hang)
         started = trio.current_time()
         took, result = await time_of(store.append, draft(room, "a"))
         assert isinstance(result, StoreUnavailable)
@@ -263,19 +264,21 @@ async def test_a_connection_that_said_goodbye_is_not_used_again(
     database: Database, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ):
     """The driver may not know yet that the server has left: it still calls the connection open."""
-    execute: Any = pool._execute
+    fetch = Connection.fetch
     dead: list[Any] = []
 
-    async def execute_on_the_living(connection: Any, query: bytes, *rest: Any) -> Any:
+    async def fetch_on_the_living(
+        connection: Any, query: bytes, params: Any, *, deadline: float
+    ) -> Any:
         if query == QUERIES["append"] and not dead:
             dead.append(connection)
         if connection in dead:
             raise psycopg.errors.AdminShutdown
-        return await execute(connection, query, *rest)
+        return await fetch(connection, query, params, deadline=deadline)
 
     (room,) = make_rooms(database)
     async with opened_store(database, redis_url, connections=1) as (store, _):
-        monkeypatch.setattr(pool, "_execute", execute_on_the_living)
+        monkeypatch.setattr(Connection, "fetch", fetch_on_the_living)
         assert (await store.append(draft(room, "x"))).seq == 1
         assert dead
         assert store.postgres.up
