@@ -552,7 +552,7 @@ class Connection:
             more = message.get("more_body", False)
             data = self._frame(message.get("body", b""), more=more)
             self._state = _State.BODY if more else _State.ENDED
-            if data and not self._wire.write(data):
+            if data and not self._wire.gone and not self._wire.write(data):
                 await self._flush()
             elif more:
                 await trio.lowlevel.checkpoint()
