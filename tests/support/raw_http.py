@@ -146,11 +146,13 @@ class Served:
 
     Attributes:
         engine: whose limits and counts a test looks at.
+        listener: whose options new connections inherit.
     """
 
-    def __init__(self, engine: Engine, port: int) -> None:
+    def __init__(self, engine: Engine, listener: trio.SocketListener) -> None:
         self.engine = engine
-        self.port = port
+        self.listener = listener
+        self.port: int = listener.socket.getsockname()[1]
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Client]:
@@ -180,7 +182,7 @@ async def serving(app: App, limits: Limits = ROOMY) -> AsyncIterator[Served]:
         [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(partial(trio.serve_listeners, serve, [listener]))
         nursery.start_soon(engine.sweep)
-        yield Served(engine, listener.socket.getsockname()[1])
+        yield Served(engine, listener)
         nursery.cancel_scope.cancel()
 
 
