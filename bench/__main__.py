@@ -1,6 +1,7 @@
 """`python -m bench run` measures; `python -m bench report` writes docs/performance.md."""
 
 import gc
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -23,11 +24,12 @@ from bench.verdict import verdict
 
 SCENARIOS = {module.NAME: module for module in (fanout, pairs, idle, connect, requests)}
 RESULTS = WORK / "results"
+TABLE_WIDTH = 140
 QUIET = 0.1
 """Share of the machine that something else may take before a run is worth a warning."""
 
 cli = typer.Typer(add_completion=False, help=__doc__)
-console = Console(stderr=True)
+console = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 @cli.command()
@@ -62,7 +64,7 @@ def run(
         rounds=1 if quick else rounds,
         seconds=min(seconds, 1.0) if quick else seconds,
         quick=quick,
-        say=lambda text: console.print(f"{_clock(began)}  {text}", highlight=False),
+        say=lambda text: console.print(f"{_clock(began)}  {text}"),
         guard=lambda what, measured: _guarded(what, measured, failed),
     )
     machine = describe_machine() | {"busy with other things": f"{others:.0%}"}
@@ -72,7 +74,7 @@ def run(
         for name in _chosen(scenario, list(SCENARIOS)):
             for sample in SCENARIOS[name].run(plan):
                 samples.append(sample)
-                console.print(f"        {_describe(sample)}", style="dim", highlight=False)
+                console.print(f"        {_describe(sample)}", style="dim")
     gc.enable()
     path = write_run(
         Run(
@@ -112,7 +114,7 @@ def _guarded(what: str, measured: Iterator[Sample], failed: list[str]) -> Iterat
         yield from measured
     except (Refused, OSError, psycopg.Error, psutil.Error, AssertionError) as error:
         failed.append(f"{what}: {type(error).__name__} {error}".strip())
-        console.print(f"        given up: {failed[-1]}", style="red", highlight=False)
+        console.print(f"        given up: {failed[-1]}", style="red")
 
 
 def _chosen(text: str, known: list[str]) -> list[str]:
@@ -138,7 +140,7 @@ def _print_verdict(results: Results) -> None:
     for line in verdict(results):
         sign = {True: "[green]ok", False: "[red]short", None: "-"}[line.met]
         table.add_row(sign, line.what, line.least, line.reached or "not measured", line.hoped)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(table)
 
 
 if __name__ == "__main__":

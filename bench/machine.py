@@ -17,8 +17,8 @@ LIBRARIES = (
 )  # fmt: skip
 
 CORES = sorted(os.sched_getaffinity(0))
-SERVER_CORE = CORES[0]
 CLIENT_CORE = CORES[-1]
+"""The servers have the others, from the first."""
 
 
 def describe_machine() -> dict[str, str]:

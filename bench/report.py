@@ -57,6 +57,7 @@ def parts(run: Run, results: Results) -> dict[str, str]:
         "connect": _connect(results),
         "requests": _requests(results),
         "client": _client(results),
+        "fanout-cost": _fanout_cost(results),
     }
 
 
@@ -104,6 +105,12 @@ def _machine(run: Run) -> str:
         for name, why in run.absent.items()
     ]
     lines += [f"Given up: {failure}." for failure in run.failed]
+    lines += [
+        f"Lost: {sample.values['lost']:.2%} of {sample.scenario}, {sample.subject}, {sample.case},"
+        f" round {sample.round + 1}."
+        for sample in run.samples
+        if sample.values.get("lost")
+    ]
     return "\n\n".join(lines)
 
 
@@ -241,17 +248,33 @@ def _requests(results: Results) -> str:
 
 
 def _client(results: Results) -> str:
+    case = fanout.case_of(fanout.MAIN)
+
     def rows() -> Iterator[list[str]]:
         for subject in results.subjects(fanout.NAME):
-            case = fanout.case_of(fanout.MAIN)
             yield [
                 _label(subject),
                 _show(results.summary(fanout.NAME, subject, case, "events_per_second")),
                 *(
                     _show(results.summary(fanout.NAME, subject, case, value), ".2f")
-                    for value in ("server_busy", "client_busy", "cpu_us_per_event")
+                    for value in ("server_busy", "client_busy")
                 ),
             ]
 
-    head = ["1,000 streams", "events/s", "server, cores", "client, of its core", "server µs/event"]
-    return _table(head, rows())
+    return _table(["1,000 streams", "events/s", "server, cores", "client, of its core"], rows())
+
+
+def _fanout_cost(results: Results) -> str:
+    cases = [fanout.case_of(fanout.MAIN, count) for count in sorted(fanout.MAIN_IN_FLIGHT)]
+
+    def rows() -> Iterator[list[str]]:
+        for subject in results.subjects(fanout.NAME):
+            yield [
+                _label(subject),
+                *(
+                    _show(results.summary(fanout.NAME, subject, case, "cpu_us_per_event"), ".1f")
+                    for case in cases
+                ),
+            ]
+
+    return _table(["server's CPU µs per event", *cases], rows())

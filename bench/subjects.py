@@ -23,7 +23,7 @@ import msgspec
 import psutil  # type: ignore[import-untyped,unused-ignore]
 
 from bench.client import MARK, Address, Page, Refused
-from bench.machine import CLIENT_CORE, CORES, SERVER_CORE, pin
+from bench.machine import CORES, pin
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / ".bench"
@@ -461,8 +461,8 @@ def _on(number: int) -> list[str]:
 
 
 def _core(number: int) -> int:
-    """The servers' own core first; a second process shares the client's."""
-    return SERVER_CORE if number == 0 else CORES[-number] if number < len(CORES) else CLIENT_CORE
+    """One each. Of two cores the second is the client's, too."""
+    return CORES[number % len(CORES)]
 
 
 def _serving_pids(pid: int) -> list[int]:

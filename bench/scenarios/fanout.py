@@ -2,8 +2,8 @@
 
 Every server gets its messages the same way, by POST. Some are always under way: enough that
 the server never waits for the client, few enough that nothing piles up. Where several arrive
-together, a server may write them together, and the good ones do; `one at a time` takes that
-away and shows what a single message costs.
+together, a server may write them together, and the good ones do. At the main level this is
+varied: `one at a time` takes it away, `16 at once` gives it room.
 """
 
 from collections.abc import Iterator
@@ -18,14 +18,25 @@ NAME = "fanout"
 LEVELS = (1, 10, 100, 1_000, 5_000)
 QUICK_LEVELS = (10, 1_000)
 MAIN = 1_000
-IN_FLIGHT = 16
+IN_FLIGHT = 4
+FEW_STREAMS = 1_000
+"""With fewer, four messages are delivered before the next can be there."""
+FEW_IN_FLIGHT = 16
+MAIN_IN_FLIGHT = (IN_FLIGHT, 1, 16)
 WARM_SECONDS = 0.4
 DRAIN_SECONDS = 10.0
 GATHER_SECONDS = 0.002
 
 
-def case_of(streams: int, *, in_flight: int = IN_FLIGHT) -> str:
-    return f"{streams} streams" + (", one at a time" if in_flight == 1 else "")
+def usual_in_flight(streams: int) -> int:
+    return FEW_IN_FLIGHT if streams < FEW_STREAMS else IN_FLIGHT
+
+
+def case_of(streams: int, in_flight: int | None = None) -> str:
+    """The name of a case; `in_flight` is said where it is not the usual one."""
+    if in_flight in (None, usual_in_flight(streams)):
+        return f"{streams} streams"
+    return f"{streams} streams, " + ("one at a time" if in_flight == 1 else f"{in_flight} at once")
 
 
 def run(plan: Plan) -> Iterator[Sample]:
@@ -53,11 +64,11 @@ def measure(
         for level in levels:
             new = server.stream_requests(level)[len(streams) :]
             streams.open(new, page=server.page)
-            for in_flight in (IN_FLIGHT, 1) if level == MAIN else (IN_FLIGHT,):
+            for in_flight in MAIN_IN_FLIGHT if level == MAIN else [usual_in_flight(level)]:
                 yield Sample(
                     scenario=NAME,
                     subject=name,
-                    case=case_of(level, in_flight=in_flight),
+                    case=case_of(level, in_flight),
                     processes=processes,
                     round=number,
                     values=deliver(server, streams, in_flight=in_flight, seconds=seconds),

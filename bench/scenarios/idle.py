@@ -25,7 +25,8 @@ PEER_LEVELS = (1_000, 10_000)
 QUICK_LEVELS = (1_000,)
 HEARTBEATS_AT = 10_000
 SETTLE_SECONDS = 2.0
-FIRST_STREAMS = 100
+FIRST_STREAMS = 10
+"""Few: what they leave behind is used again by those that are measured."""
 COST_LEVELS = (1_000, 18_000)
 COST_CHANNELS = 500
 COST_SENDS_PER_SECOND = 300
