@@ -175,6 +175,8 @@ class Batcher(Generic[Item, Result]):
         while True:
             while not self._ready:
                 await self._idle.park()
+            # Whoever is about to ask in this turn of the event loop comes along.
+            await trio.lowlevel.checkpoint()
             taken = self._take()
             if taken:
                 await self._run_batch(taken)

@@ -178,7 +178,7 @@ class Store:
             "access",
             self._access_batch,
             key=lambda item: item,
-            lanes=2,
+            lanes=1,  # look-ups of one cost: more at once would be smaller batches
             max_items=500,
             max_waiting=20_000,
         )
@@ -194,7 +194,7 @@ class Store:
             "recent",
             self._recent_batch,
             key=lambda channel_id: channel_id,
-            lanes=2,
+            lanes=1,
             max_items=100,
             max_waiting=20_000,
         )
