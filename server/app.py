@@ -66,11 +66,15 @@ class Application:
                 await receive()
                 await send({"type": "websocket.close", "code": 1008})
 
-    async def drain(self) -> None:
-        """End all streams over the settings' drain time, let requests finish, and take no new
-        stream. Bounded; returns when there is nothing left or no time."""
+    async def drain(self, *, refuse: bool) -> None:
+        """End all streams over the settings' drain time, and let requests finish. Bounded;
+        returns when there is nothing left or no time.
+
+        Args:
+            refuse: new streams get 503 from now on.
+        """
         if self._service is not None:
-            await self._service.drain(lambda: self._in_flight)
+            await self._service.drain(lambda: self._in_flight, refuse=refuse)
 
     def set_enabled(self, enabled: bool) -> None:
         """Turn the chat on or off. Plain."""

@@ -151,13 +151,15 @@ class Service:
             for stream in self.hub.all_streams():
                 stream.end(ClosingReason.CHAT_DISABLED)
 
-    async def drain(self, in_flight: Callable[[], int]) -> None:
+    async def drain(self, in_flight: Callable[[], int], *, refuse: bool) -> None:
         """End every stream, spread over the drain's time, and let requests finish.
 
         Args:
             in_flight: how many requests are being answered, streams included.
+            refuse: new streams get 503 from now on. Else they are begun, and ended in their turn:
+                then their clients come back, and find another worker.
         """
-        self.draining = True
+        self.draining = refuse
         window = self.settings.drain_seconds
         streams = self.hub.all_streams()
         log.info("draining", streams=len(streams), seconds=window)
@@ -167,7 +169,9 @@ class Service:
             await trio.sleep_until(started + window * index / len(streams))
             stream.end(ClosingReason.DRAIN)
         with trio.move_on_after(FINISH_SECONDS):
-            while in_flight():  # noqa: ASYNC110 - once in a process's life
+            while in_flight():
+                for stream in self.hub.all_streams():
+                    stream.end(ClosingReason.DRAIN)
                 await trio.sleep(0.02)
         log.info("drained", seconds=round(trio.current_time() - started, 2), left=in_flight())
 

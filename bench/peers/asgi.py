@@ -131,7 +131,7 @@ class Broadcast:
                 await _body(receive)
                 await _answer(send)
 
-    async def drain(self) -> None:
+    async def drain(self, *, refuse: bool) -> None:
         """Asked of by our worker; there is nothing to wait for."""
 
     def set_enabled(self, enabled: bool) -> None:

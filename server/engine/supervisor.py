@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 import trio
@@ -81,6 +82,9 @@ class Supervisor:
         # A place per worker, None while it has none; `_serving` says which of them are ready.
         self._workers: list[subprocess.Popen[bytes] | None] = [None] * workers
         self._serving = [False] * workers
+        # Started by `_roll` to take the place of one that retires.
+        self._successors: list[_Started | None] = [None] * workers
+        self._rolling = trio.Event()
         self._came_up = False
         self._settled = trio.Event()  # they came up, or never will
         self._stopping = trio.Event()
@@ -90,7 +94,7 @@ class Supervisor:
     @property
     def pids(self) -> list[int]:
         """Of the workers that live."""
-        return [worker.pid for worker in self._workers if worker is not None]
+        return [worker.pid for worker in self._living()]
 
     @property
     def stopping(self) -> bool:
@@ -106,15 +110,24 @@ class Supervisor:
         """Have the workers read the env file again."""
         self._signal(signal.SIGHUP)
 
+    def roll(self) -> None:
+        """Replace the workers one after the other, each when its successor serves: for new code
+        or new settings, without a moment in which nobody accepts."""
+        self._rolling.set()
+
     async def obey_signals(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """SIGTERM and SIGINT: `stop`. SIGHUP: `reload` where there is an env file, and as usual
-        the end where there is none: the terminal was closed."""
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        """SIGTERM and SIGINT: `stop`. SIGUSR1: `roll`. SIGHUP: `reload` where there is an env
+        file, and as usual the end where there is none: the terminal was closed."""
+        with trio.open_signal_receiver(
+            signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1
+        ) as signals:
             task_status.started()
             async for received in signals:
-                if received == signal.SIGHUP and self._has_env_file:
+                if received == signal.SIGUSR1:
+                    self.roll()
+                elif received == signal.SIGHUP and self._has_env_file:
                     self.reload()
                 else:
                     self.stop()
@@ -143,6 +156,7 @@ class Supervisor:
                             self._give_up()
                         if not self._failed:
                             task_status.started()
+                        nursery.start_soon(self._serve_rolls, lifeline, metrics)
                         await self._stopping.wait()
                         nursery.cancel_scope.cancel()
                 finally:
@@ -184,26 +198,81 @@ class Supervisor:
             pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
     async def _run_one(self, place: int, lifeline: int, metrics: Path) -> int | None:
-        """From a worker's start to its death: its exit status, None where it did not start."""
+        """From a worker's start to its death: its exit status, None where it did not start.
+
+        Where it was replaced, its successor's.
+        """
         began = trio.current_time()
         try:
-            worker, status = self._start(place, lifeline, metrics)
+            started = self._start(lifeline, metrics)
         except OSError as error:  # no memory or no process left just now
             log.error("worker_not_started", exc_info=error)
             return None
-        async with status:
+        while True:
+            worker, status = started
+            self._workers[place] = worker
+            async with status:
+                if not self._serving[place]:
+                    with trio.move_on_after(READY_SECONDS):
+                        self._serving[place] = bool(await status.receive_some(1))
+                if self._serving[place]:
+                    self._notice_change()
+                    await status.receive_some(1)  # nothing comes but the end
+            worker.kill()  # it is gone, or hung before it was ready
+            code = worker.wait()
+            multiprocess.mark_process_dead(worker.pid, str(metrics))  # type: ignore[no-untyped-call]
+            seconds = round(trio.current_time() - began, 3)
+            successor, self._successors[place] = self._successors[place], None
+            if successor is None:
+                self._workers[place], self._serving[place] = None, False
+                log.error("worker_died", pid=worker.pid, status=code, seconds=seconds)
+                return code
+            log.info("worker_retired", pid=worker.pid, status=code, seconds=seconds)
+            started, began = successor, trio.current_time()
+
+    async def _serve_rolls(self, lifeline: int, metrics: Path) -> None:
+        while True:
+            await self._rolling.wait()
+            self._rolling = trio.Event()
+            for place in range(len(self._workers)):
+                if not await self._replace(place, lifeline, metrics):
+                    log.error("roll_stopped")  # the old ones go on
+                    break
+            else:
+                log.info("rolled")
+
+    async def _replace(self, place: int, lifeline: int, metrics: Path) -> bool:
+        """Start a worker, and once it serves retire the one in that place; whether it did.
+
+        A successor that dies while the old one drains is noticed when that has ended.
+        """
+        old = self._workers[place]
+        if old is None or not self._serving[place]:
+            return True  # it is being replaced anyway
+        try:
+            successor = self._start(lifeline, metrics)
+        except OSError as error:
+            log.error("worker_not_started", exc_info=error)
+            return False
+        ready = False
+        try:
             with trio.move_on_after(READY_SECONDS):
-                self._serving[place] = bool(await status.receive_some(1))
-            if self._serving[place]:
-                self._notice_change()
-                await status.receive_some(1)  # nothing comes but the end
-        worker.kill()  # it is gone, or hung before it was ready
-        code = worker.wait()
-        self._workers[place], self._serving[place] = None, False
-        multiprocess.mark_process_dead(worker.pid, str(metrics))  # type: ignore[no-untyped-call]
-        seconds = round(trio.current_time() - began, 3)
-        log.error("worker_died", pid=worker.pid, status=code, seconds=seconds)
-        return code
+                ready = bool(await successor.status.receive_some(1))
+        finally:
+            if not ready or self._workers[place] is not old:
+                successor.worker.kill()
+                successor.worker.wait()
+                await trio.aclose_forcefully(successor.status)
+        if not ready or self._workers[place] is not old:
+            return False
+        self._successors[place] = successor
+        old.send_signal(signal.SIGUSR1)
+        with trio.move_on_after(self._end_seconds):
+            while self._workers[place] is old:  # noqa: ASYNC110 - a few times in a roll
+                await trio.sleep(POLL_SECONDS)
+        if self._workers[place] is old:
+            old.kill()
+        return True
 
     def _notice_change(self) -> None:
         if not all(self._serving):
@@ -215,9 +284,7 @@ class Supervisor:
         self._came_up = True
         self._settled.set()
 
-    def _start(
-        self, place: int, lifeline: int, metrics: Path
-    ) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream]:
+    def _start(self, lifeline: int, metrics: Path) -> "_Started":
         status, worker_end = os.pipe()
         try:
             # Popen itself, not Trio's: that one forks in a thread, and is slower for nothing.
@@ -239,28 +306,35 @@ class Supervisor:
             raise
         finally:
             os.close(worker_end)
-        self._workers[place] = worker
-        return worker, trio.lowlevel.FdStream(status)
+        return _Started(worker, trio.lowlevel.FdStream(status))
+
+    def _living(self) -> list[subprocess.Popen[bytes]]:
+        successors = [started.worker for started in self._successors if started is not None]
+        return [worker for worker in self._workers if worker is not None] + successors
 
     def _signal(self, number: signal.Signals) -> None:
-        for worker in self._workers:
-            if worker is not None:
-                worker.send_signal(number)
+        for worker in self._living():
+            worker.send_signal(number)
 
     async def _end_workers(self) -> None:
         """SIGTERM, and SIGKILL to who is still there after the drain."""
         self._signal(signal.SIGTERM)
         deadline = trio.current_time() + self._end_seconds
-        while any(worker is not None and worker.poll() is None for worker in self._workers):
+        while any(worker.poll() is None for worker in self._living()):
             if self._hurry or trio.current_time() > deadline:
                 log.warning("workers_killed")
                 self._signal(signal.SIGKILL)
                 break
             await trio.sleep(POLL_SECONDS)
-        for place, worker in enumerate(self._workers):
-            if worker is not None:
-                worker.wait()
-                self._workers[place] = None
+        for worker in self._living():
+            worker.wait()
+        self._workers = [None] * len(self._workers)
+        self._successors = [None] * len(self._workers)
+
+
+class _Started(NamedTuple):
+    worker: subprocess.Popen[bytes]
+    status: trio.lowlevel.FdStream
 
 
 @contextmanager

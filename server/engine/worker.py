@@ -1,6 +1,7 @@
 """One worker process: Hypercorn's Trio server around the application, and its signals.
 
     SIGTERM   drain, then end; a second one ends at once
+    SIGUSR1   retire: as SIGTERM, but leave new connections to the other workers from now on
     SIGHUP    read the env file again, and turn the chat on or off by it
     SIGINT    ignored: Ctrl-C is the supervisor's, which ends its workers in order
 
@@ -76,8 +77,12 @@ class Application(Protocol):
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None: ...
 
-    async def drain(self) -> None:
-        """Take nothing new, end the streams, wait for what is in flight; within a limit."""
+    async def drain(self, *, refuse: bool) -> None:
+        """End the streams, wait for what is in flight; within a limit.
+
+        Args:
+            refuse: take no new streams, for nobody will: the whole server ends.
+        """
 
     def set_enabled(self, enabled: bool, /) -> None:
         """Turn the chat on or off."""
@@ -117,6 +122,8 @@ class Worker:
         self._started = False  # the application, that is
         self._ready = False
         self._ending = trio.Event()
+        self._retiring = False
+        self._config = hypercorn_config(options)
 
     async def run(self, sock: socket.socket, *, ready_fd: int, lifeline_fd: int) -> None:
         """Serve until a signal or the end of the lifeline, and never raise: see `failed`."""
@@ -144,9 +151,9 @@ class Worker:
             serve = partial(
                 worker_serve,
                 ASGIWrapper(app),
-                hypercorn_config(self._options),
+                self._config,
                 sockets=Sockets(secure_sockets=secure, insecure_sockets=insecure, quic_sockets=[]),
-                shutdown_trigger=self._drained,
+                shutdown_trigger=partial(self._until_the_end, nursery),
             )
             await nursery.start(serve)
             # Hypercorn says that it has started where the lifespan's startup failed, too.
@@ -191,16 +198,24 @@ class Worker:
             self.failed = True
             self._ending.set()
 
-    async def _drained(self) -> None:
+    async def _until_the_end(self, nursery: trio.Nursery) -> None:
         """Hypercorn's shutdown trigger: it stops listening and closes once this returns."""
         await self._ending.wait()
         # Whatever hangs from here on: the kernel ends us. A stuck loop cannot be in its way.
         signal.alarm(int(self._drain_seconds + END_SECONDS))
-        log.info("worker_draining")
         self._engine.draining = True
+        if self._retiring:
+            # Others accept on the same socket: who comes now is theirs, and is not turned away.
+            self._config.graceful_timeout += self._drain_seconds + DRAIN_MARGIN_SECONDS
+            nursery.start_soon(self._drain)
+        else:
+            await self._drain()
+
+    async def _drain(self) -> None:
+        log.info("worker_draining")
         with trio.move_on_after(self._drain_seconds + DRAIN_MARGIN_SECONDS) as scope:
             try:
-                await self._app.drain()
+                await self._app.drain(refuse=not self._retiring)
             except Exception as error:
                 log.error("drain_failed", exc_info=_innermost(error))
                 self.failed = True
@@ -220,11 +235,14 @@ class Worker:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) as signals:
             task_status.started()
             async for received in signals:
                 if received == signal.SIGHUP:
                     self._reload()
+                elif received == signal.SIGUSR1:
+                    self._retiring = self._ready
+                    self._end(everything)
                 elif self._ending.is_set():
                     os._exit(1)
                 else:

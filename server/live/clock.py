@@ -38,8 +38,11 @@ class Clock:
 
     def set(self, stream: Ticking, at: float) -> None:
         """Have a stream ticked at a time, or at the wheel's horizon if that is before. Plain."""
+        self._put(stream, at, soonest=1)
+
+    def _put(self, stream: Ticking, at: float, *, soonest: int) -> None:
         self.forget(stream)
-        ahead = min(max(math.ceil(at / self.seconds) - self._now, 1), SLOTS - 1)
+        ahead = min(max(math.ceil(at / self.seconds) - self._now, soonest), SLOTS - 1)
         stream.slot = self._slots[(self._now + ahead) % SLOTS]
         stream.slot[stream] = None
 
@@ -60,12 +63,8 @@ class Clock:
                 stream.slot = None
                 at = stream.tick(trio.current_time())
                 if at < math.inf:
-                    self._set_after(stream, at)
+                    self._put(stream, at, soonest=2)  # not into the slot that is being done
                 done += 1
                 if done % SLICE == 0:
                     await trio.lowlevel.checkpoint()
             self._now += 1
-
-    def _set_after(self, stream: Ticking, at: float) -> None:
-        """Not into the slot that is being done."""
-        self.set(stream, max(at, (self._now + 2) * self.seconds))

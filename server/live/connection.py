@@ -172,9 +172,11 @@ class Connection:
 
     def recheck_soon(self) -> None:
         """Look at access again within a second: something was decided about it. Plain."""
+        now = trio.current_time()
+        soon = now + random.uniform(0, RECHECK_SPREAD_SECONDS)
+        self._check_at = min(self._check_at, soon)  # told often, it is not put off
         if self.slot is not None:
-            self._check_at = trio.current_time() + random.uniform(0, RECHECK_SPREAD_SECONDS)
-            self._clock.set(self, self._check_at)
+            self._clock.set(self, self._next_tick(now))
 
     async def open(self, *, cursor: int | None, head: int, begin: Callable[[], Wire]) -> None:
         """Attach, read history, and begin the response with it.
@@ -187,6 +189,8 @@ class Connection:
         Raises:
             StoreUnavailable, ChannelGone, EndedEarly: the response has not begun.
         """
+        if self.reason is not None:
+            raise EndedEarly(self.reason)
         try:
             with trio.CancelScope() as self._scope:
                 self._channel = channel = self._hub.attach(self)
@@ -225,10 +229,14 @@ class Connection:
                 if self._outbox is not None:
                     nursery.start_soon(self._work)
                 now = trio.current_time()
-                self._check_at = now + self._limits.recheck * random.uniform(0.5, 1.0)
+                check_at = now + self._limits.recheck * random.uniform(0.5, 1.0)
+                self._check_at = min(self._check_at, check_at)  # sooner, if told while it opened
                 self._clock.set(self, self._next_tick(now))
-                await wire.closed()
-                nursery.cancel_scope.cancel()
+                try:
+                    await wire.closed()
+                finally:
+                    self._let_go()  # before others have their turn: the nursery takes no more tasks
+                    nursery.cancel_scope.cancel()
         finally:
             self._nursery = self._scope = None
             self._let_go()
@@ -256,8 +264,9 @@ class Connection:
 
     def _next_tick(self, now: float) -> float:
         lease, heartbeat = self._lease, self._limits.heartbeat
+        beat = self._wrote + heartbeat
         return min(
-            max(self._wrote, now - heartbeat / 2) + heartbeat,
+            beat if beat > now else now + heartbeat / 2,  # over it: something is on its way
             self._check_at,
             lease.session_ends - self._clock.seconds,
             lease.max_age_ends - self._clock.seconds,

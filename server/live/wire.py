@@ -61,15 +61,22 @@ class AsgiWire:
         return False
 
     async def flush(self, *, seconds: float) -> None:
-        # Hypercorn sends under a shield: there it is TCP_USER_TIMEOUT that ends the wait.
-        with trio.fail_after(seconds):
-            if self._start is not None:
-                start, self._start = self._start, None
-                await self._send(start)
-            while self._kept or self._ended:
-                body, self._kept = b"".join(self._kept), []
-                more, self._ended = not self._ended, False
-                await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        # Hypercorn sends under a shield: there it is TCP_USER_TIMEOUT that ends the wait. The start
+        # has one of its own: cancelled, it would be lost, and the reason for the end with it.
+        with trio.fail_after(seconds, shield=self._start is not None):
+            try:
+                await self._send_kept()
+            except OSError:  # ASGI 2.4: so `send` says that the peer has left
+                self.gone = True
+
+    async def _send_kept(self) -> None:
+        if self._start is not None:
+            start, self._start = self._start, None
+            await self._send(start)
+        while self._kept or self._ended:
+            body, self._kept = b"".join(self._kept), []
+            more, self._ended = not self._ended, False
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def closed(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -49,7 +49,7 @@ class TinyApp:
         if not self.end.is_set():
             await send({"type": "lifespan.shutdown.complete"})
 
-    async def drain(self) -> None:
+    async def drain(self, *, refuse: bool) -> None:
         if MODE == "hangs":
             await trio.sleep_forever()
         print("drained", flush=True)
