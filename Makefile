@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test check format bench bench-peers docs constraints clean
+.PHONY: help install demo test test-stock test-tls test-h2 test-paths check format bench bench-peers docs constraints clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,14 @@ demo: install ## PostgreSQL, Valkey and the server on 127.0.0.1:8000, with peopl
 
 test: install ## every test, against real servers
 	$(BIN)/python -m pytest
+
+# The tests that talk to a server; the others are the same whatever it speaks.
+SERVED := tests/system tests/hardening tests/server/engine/test_supervisor.py
+
+test-stock test-tls test-h2: install
+	TEST_PATH=$(@:test-%=%) $(BIN)/python -m pytest $(SERVED)
+
+test-paths: test-stock test-tls test-h2 ## the same server over stock Hypercorn, TLS and HTTP/2; each of them alone, too
 
 check: install ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -21,10 +21,10 @@ settings.load_profile("shared")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if WIRE.http2:
-        left_out = [item for item in items if item.get_closest_marker("http1")]
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+    marks = [*(["http1"] if WIRE.http2 else []), *(["plain"] if WIRE.tls else [])]
+    left_out = {item for item in items if any(map(item.get_closest_marker, marks))}
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
 
 
 @pytest.fixture(scope="session")

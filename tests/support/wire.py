@@ -6,7 +6,7 @@
     h2      HTTP/2 over TLS
 
 Everything that starts a server or connects to one asks `WIRE` how. A test that only makes sense
-in HTTP/1.1 has the mark `http1` and is left out on `h2`.
+in HTTP/1.1 has the mark `http1` and is left out on `h2`; one without TLS has `plain`.
 """
 
 import atexit
