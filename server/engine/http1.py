@@ -122,6 +122,8 @@ class Engine:
         self.limits = limits
         self.draining = False
         """Answers say `connection: close`."""
+        self.closed = False
+        """Nobody waits for a request any more."""
         self.connections = 0
         # Since when; the oldest first, for all of one kind have the same time.
         self.waiting_for_head: dict[Connection, float] = {}
@@ -180,7 +182,7 @@ class Engine:
 
     def close_idle(self) -> None:
         """End the connections on which nothing is under way. Plain."""
-        self.draining = True
+        self.draining = self.closed = True
         for connection in [*self.idle, *self.waiting_for_head]:
             connection.give_up()
 
@@ -371,7 +373,7 @@ class Connection:
                 data, self._held = self._held, b""
             else:
                 if self._incoming is None:
-                    if engine.draining:
+                    if engine.closed:
                         return False
                     if self not in engine.waiting_for_head:
                         engine.idle.setdefault(self, trio.current_time())  # empty lines are nothing
@@ -481,7 +483,7 @@ class Connection:
         assert self._answering is not None
         self._given = False
         self._state = _State.READY
-        self._close = not self._answering.keep_alive or self._engine.draining
+        self._close = not self._answering.keep_alive
         try:
             await self._engine.app(self._scope(), self._receive, self._send)
         except Exception as error:
@@ -616,6 +618,7 @@ class Connection:
                 lines.append(b"transfer-encoding: chunked\r\n")
             else:
                 self._close = True
+        self._close |= self._engine.draining
         if not request.whole:
             self._close = True  # where its body ends nobody may ever know
         if self._close:
