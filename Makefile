@@ -39,7 +39,7 @@ format: install ## put the code into its format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install ## side by side with its peers, about 20 minutes; BENCH=--quick for two
+bench: install ## side by side with its peers, about 25 minutes; BENCH=--quick for three
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m bench run $(BENCH)
 	$(BIN)/python -m bench report

@@ -24,6 +24,10 @@ MAX_EVENTS = 4096  # of one poll
 CONNECT_IN_FLIGHT = 64
 PATIENCE_SECONDS = 60.0
 RETRY_SECONDS = 1.0
+STREAMS_PER_SOURCE = 8_000
+"""From one loopback address: the kernel has 28,000 ports for it, others use some of them."""
+IP_BIND_ADDRESS_NO_PORT = 24
+"""<linux/in.h>: choose the port when connecting, when its other end is known."""
 ABORT = struct.pack("ii", 1, 0)
 """SO_LINGER: a close that leaves no port in TIME_WAIT."""
 
@@ -188,6 +192,8 @@ class Streams:
     def _connect(self, request: bytes, began: float) -> None:
         sock = socket.socket()
         sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        sock.bind((f"127.0.0.{1 + self._opened // STREAMS_PER_SOURCE}", 0))
         address = self._addresses[self._opened % len(self._addresses)]
         self._opened += 1
         problem = sock.connect_ex(address)

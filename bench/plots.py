@@ -12,8 +12,23 @@ from bench.results import Results
 from bench.scenarios import connect, fanout, idle, pairs
 from bench.subjects import SUBJECTS
 
-OURS = {"sottovoce": "#0b6e4f", "engine": "#35b37e"}
-OTHERS = ("#4c566a", "#c2571a", "#3b6fb6", "#8a5aa8", "#a08a2c", "#b0b4bc", "#d0a0a0")
+COLOURS = {
+    "sottovoce": "#0b6e4f",
+    "engine": "#35b37e",
+    "nchan": "#4c566a",
+    "better-sse": "#c2571a",
+    "uvicorn": "#3b6fb6",
+    "sse-starlette": "#8a5aa8",
+    "hypercorn": "#a08a2c",
+    "write-c": "#9aa0aa",
+    "write-python": "#d0a0a0",
+}
+OURS = ("sottovoce", "engine")
+PERCENTILES = (
+    ("p50_ms", "p50", "#0b6e4f"),
+    ("p99_ms", "p99", "#3b6fb6"),
+    ("p999_ms", "p99.9", "#c2571a"),
+)
 SIZE = (8.0, 4.6)
 DPI = 110
 
@@ -39,15 +54,8 @@ def draw(results: Results, folder: Path) -> list[Path]:
     return drawn
 
 
-def _colours(subjects: list[str]) -> dict[str, str]:
-    others = iter(OTHERS)
-    return {name: OURS.get(name) or next(others) for name in subjects}
-
-
 def _fanout(results: Results, axes: Any) -> bool:
-    subjects = results.subjects(fanout.NAME)
-    colours = _colours(subjects)
-    for subject in subjects:
+    for subject in results.subjects(fanout.NAME):
         found = [
             (level, summary)
             for level in fanout.LEVELS
@@ -65,7 +73,7 @@ def _fanout(results: Results, axes: Any) -> bool:
                 markersize=4,
                 linewidth=2.4 if subject in OURS else 1.4,
                 linestyle="--" if subject.startswith("write-") else "-",
-                color=colours[subject],
+                color=COLOURS[subject],
                 label=SUBJECTS[subject].label,
             )
     if not axes.lines:
@@ -106,9 +114,8 @@ def _memory(results: Results, axes: Any) -> bool:
         if (rss := results.median(idle.NAME, subject, level, "rss_kb")) is not None
     ]
     rows.sort(key=lambda row: -row[1])
-    colours = _colours(results.subjects(idle.NAME))
     labels = [SUBJECTS[subject].label for subject, _, _ in rows]
-    axes.barh(labels, [rss for _, rss, _ in rows], color=[colours[row[0]] for row in rows])
+    axes.barh(labels, [rss for _, rss, _ in rows], color=[COLOURS[row[0]] for row in rows])
     axes.barh(
         labels,
         [max(0.0, kernel) for _, _, kernel in rows],
@@ -134,11 +141,7 @@ def _latency(results: Results, axes: Any) -> bool:
     ]
     if not cases:
         return False
-    for value, label, colour in (
-        ("p50_ms", "p50", OURS["sottovoce"]),
-        ("p99_ms", "p99", OTHERS[2]),
-        ("p999_ms", "p99.9", OTHERS[1]),
-    ):
+    for value, label, colour in PERCENTILES:
         found = [results.summary(pairs.NAME, "sottovoce", case, value) for case in cases]
         summaries = [summary for summary in found if summary is not None]
         axes.errorbar(
@@ -180,14 +183,13 @@ def _connect(results: Results, axes: Any) -> bool:
     if not rows:
         return False
     rows.sort(key=lambda row: row[1])
-    colours = _colours(results.subjects(connect.NAME))
     bars = axes.barh(
         [SUBJECTS[subject].label for subject, _ in rows],
         [rate for _, rate in rows],
-        color=[colours[subject] for subject, _ in rows],
+        color=[COLOURS[subject] for subject, _ in rows],
     )
     axes.bar_label(bars, labels=[f"{rate:,.0f}" for _, rate in rows], padding=3)
-    axes.set(xlabel="new streams per second", xscale="log")
+    axes.set(xlabel="new streams per second")
     ours = dict(rows).get("sottovoce")
     axes.set_title(
         f"{ours:,.0f} new streams/s with token, access check and 20 messages of history;\n"

@@ -6,7 +6,7 @@ together, a server may write them together, and the good ones do. At the main le
 varied: `one at a time` takes it away, `16 at once` gives it room.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bench.client import Meter, Posts, Refused, Streams
 from bench.results import Sample
@@ -42,9 +42,14 @@ def case_of(streams: int, in_flight: int | None = None) -> str:
 def run(plan: Plan) -> Iterator[Sample]:
     """Every level on one process; the main level again on two."""
     levels = QUICK_LEVELS if plan.quick else LEVELS
+    cases = [
+        (level, in_flight)
+        for level in levels
+        for in_flight in (MAIN_IN_FLIGHT if level == MAIN else (usual_in_flight(level),))
+    ]
     for number, name in interleave(plan.subjects, plan.rounds):
         plan.say(f"fanout: {SUBJECTS[name].label}, round {number + 1}")
-        yield from plan.guard(f"fanout {name}", measure(name, 1, number, levels, plan.seconds))
+        yield from plan.guard(f"fanout {name}", measure(name, 1, number, cases, plan.seconds))
     if plan.quick:
         return
     two = [name for name in plan.subjects if not name.startswith("write-")]
@@ -52,27 +57,30 @@ def run(plan: Plan) -> Iterator[Sample]:
         plan.say(f"fanout: {SUBJECTS[name].label}, two processes, round {number + 1}")
         yield from plan.guard(
             f"fanout {name} twice",
-            measure(name, 2, number, (MAIN,), plan.seconds),
+            measure(name, 2, number, [(MAIN, IN_FLIGHT)], plan.seconds),
         )
 
 
 def measure(
-    name: str, processes: int, number: int, levels: tuple[int, ...], seconds: float
+    name: str, processes: int, number: int, cases: Sequence[tuple[int, int]], seconds: float
 ) -> Iterator[Sample]:
-    """One subject, started for it; more streams are added from level to level."""
+    """One subject, started for it.
+
+    Args:
+        cases: (streams, messages under way); streams are added from one to the next.
+    """
     with SUBJECTS[name].start(processes) as server, Streams(server.addresses) as streams:
-        for level in levels:
+        for level, in_flight in cases:
             new = server.stream_requests(level)[len(streams) :]
             streams.open(new, page=server.page)
-            for in_flight in MAIN_IN_FLIGHT if level == MAIN else [usual_in_flight(level)]:
-                yield Sample(
-                    scenario=NAME,
-                    subject=name,
-                    case=case_of(level, in_flight),
-                    processes=processes,
-                    round=number,
-                    values=deliver(server, streams, in_flight=in_flight, seconds=seconds),
-                )
+            yield Sample(
+                scenario=NAME,
+                subject=name,
+                case=case_of(level, in_flight),
+                processes=processes,
+                round=number,
+                values=deliver(server, streams, in_flight=in_flight, seconds=seconds),
+            )
 
 
 def deliver(
