@@ -58,6 +58,8 @@ GOODBYE_SECONDS = 1.0
 MAX_TURNED_AWAY = 200
 """Connections over the limit that are told so at one time; further ones are just closed."""
 SWEEP_SECONDS = 0.5
+SWEEP_TOGETHER = 32
+"""Connections that are ended in one turn, which takes some ms: then others are served."""
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """RFC 9113 §3.4: HTTP/2 with prior knowledge."""
@@ -174,11 +176,15 @@ class Engine:
                 (self.waiting_for_head, self.limits.head_seconds),
                 (self.idle, self.limits.idle_seconds),
             ):
+                ended = 0
                 while waiting:
                     connection, since = next(iter(waiting.items()))
                     if now - since < seconds:
                         break
                     connection.give_up()
+                    ended += 1
+                    if ended % SWEEP_TOGETHER == 0:
+                        await trio.lowlevel.checkpoint()
 
     def close_idle(self) -> None:
         """End the connections on which nothing is under way. Plain."""
