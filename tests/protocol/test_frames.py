@@ -11,7 +11,7 @@ from protocol.frames import (
     chunk,
     closing_event,
     encode_event,
-    join_plain,
+    join_frames,
     message_frame,
 )
 from protocol.parser import EventStreamParser, ServerSentEvent
@@ -82,10 +82,27 @@ def test_a_frame_is_wrapped_once_and_shows_no_text():
     assert "canary" not in repr(frame)
 
 
-def test_waiting_frames_become_one_write_in_their_order():
-    frames = [message_frame(seq, 0, b"{}") for seq in (1, 2, 3)]
-    assert join_plain(frames) == frames[0].plain + frames[1].plain + frames[2].plain
-    assert join_plain(iter(frames)) == join_plain(frames)
+def test_frames_that_follow_each_other_become_one_write_in_their_order():
+    frames = [message_frame(seq, 10 * seq, b'{"n":%d}' % seq) for seq in (4, 5, 6)]
+    joined = join_frames(frames)
+    assert joined.plain == b"".join(frame.plain for frame in frames)
+    assert joined.chunked == chunk(joined.plain), "one chunk"
+    assert (joined.first, joined.seq, joined.ts) == (4, 6, 60)
+    assert joined.parts == tuple(frames)
+    again = join_frames([joined, message_frame(7, 0, b"{}")])
+    assert (again.first, again.seq) == (4, 7)
+    assert len(EventStreamParser().feed(again.plain)) == 4
+
+
+def test_a_lone_frame_is_handed_on_as_it_is():
+    frame = message_frame(3, 5, b"{}")
+    assert join_frames([frame]) is frame
+    assert (frame.first, frame.seq, frame.parts) == (3, 3, ())
+
+
+@given(st.binary(min_size=1, max_size=5000).filter(lambda data: b"\n" not in data))
+def test_the_events_are_cut_out_of_the_chunk_whatever_its_length(data: bytes):
+    assert message_frame(1, 0, data).plain == b"id: 1\ndata: " + data + b"\n\n"
 
 
 @pytest.mark.parametrize(

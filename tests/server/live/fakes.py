@@ -1,12 +1,13 @@
 """A true history, and a store that reads it at the moments and in the pieces that a test says."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import trio
 
 from protocol.frames import Frame
 from protocol.parser import EventStreamParser, ServerSentEvent
+from server.live.wire import AsgiWire, Wire
 from storage.contract import ChannelGone, Page, Record, StoreUnavailable
 
 
@@ -84,40 +85,96 @@ class FakeStore:
 
 
 class Peer:
-    """The other end: reads what is sent, at its own pace, and may leave."""
+    """The other end: takes what is written at its own pace, and may leave.
 
-    def __init__(self) -> None:
+    Args:
+        kind: `direct`, a socket that our engine lets us write to, or `asgi`.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.wire: DirectWire | AsgiWire | None = None
         self.written: list[tuple[float, bytes]] = []
+        """What the other side has, and since when."""
         self.started: float | None = None
-        self.ended = False
-        self.reading = trio.Event()
-        self.reading.set()
-        self._left = trio.Event()
+        self.said_end = False
+        self.room: int | None = None
+        """Bytes that a direct wire's peer still takes; None: as many as come."""
+        self._reading = trio.Event()
+        self._reading.set()
+        self.left = trio.Event()
 
-    async def start(self, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-        await trio.lowlevel.checkpoint()
-        self.started = trio.current_time()
+    def begin(self) -> Wire:
+        assert self.wire is None, "a response begins once"
+        if self.kind == "direct":
+            self.started = trio.current_time()
+            self.wire = DirectWire(self)
+        else:
+            start = {"type": "http.response.start", "status": 200}
+            self.wire = AsgiWire(self.send, self.receive, start=start)
+        return self.wire
+
+    # The server's side
+
+    def take(self, data: bytes) -> int:
+        """Bytes that fit, as a socket's `send` would take them."""
+        size = len(data) if self.room is None else min(self.room, len(data))
+        if self.room is not None:
+            self.room -= size
+            if not self.room:
+                self._reading = trio.Event()
+        if size:
+            self.written.append((trio.current_time(), data[:size]))
+        return size
 
     async def send(self, message: dict[str, Any]) -> None:
         await trio.lowlevel.checkpoint()
-        await self.reading.wait()
-        assert not self.ended, "nothing is sent after the end"
-        self.written.append((trio.current_time(), message["body"]))
-        self.ended = not message["more_body"]
+        await self._reading.wait()
+        assert not self.said_end, "nothing is sent after the end"
+        if message["type"] == "http.response.start":
+            assert self.started is None
+            self.started = trio.current_time()
+            return
+        assert self.started is not None, "no body before its start"
+        if message["body"]:
+            self.written.append((trio.current_time(), message["body"]))
+        self.said_end = not message["more_body"]
 
     async def receive(self) -> dict[str, Any]:
-        await self._left.wait()
+        await self.left.wait()
         return {"type": "http.disconnect"}
 
-    def leave(self) -> None:
-        self._left.set()
+    async def writable(self) -> None:
+        await self._reading.wait()
 
-    def stop_reading(self) -> None:
-        self.reading = trio.Event()
+    # The other side
+
+    def leave(self) -> None:
+        self.left.set()
+
+    def stop_reading(self, *, after: int = 0) -> None:
+        """Take nothing more, but for some bytes of what comes next."""
+        self.room = after
+        if not after:
+            self._reading = trio.Event()
+
+    def read_on(self, size: int | None = None) -> None:
+        """Take what comes, or a few bytes of it."""
+        self.room = size
+        self._reading.set()
+
+    @property
+    def ended(self) -> bool:
+        return self.said_end or b"".join(body for _, body in self.written).endswith(b"0\r\n\r\n")
+
+    @property
+    def body(self) -> bytes:
+        raw = b"".join(body for _, body in self.written)
+        return dechunk(raw) if self.kind == "direct" else raw
 
     @property
     def events(self) -> list[ServerSentEvent]:
-        return EventStreamParser().feed(b"".join(body for _, body in self.written))
+        return EventStreamParser().feed(self.body)
 
     @property
     def seqs(self) -> list[int]:
@@ -125,3 +182,62 @@ class Peer:
 
     def named(self, name: str) -> list[ServerSentEvent]:
         return [event for event in self.events if event.event == name]
+
+
+class DirectWire:
+    """As `server.engine.wire.Wire`, but that the kernel is a `Peer`."""
+
+    chunked = True
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._rest = b""
+        self.gone = False
+        self.given: list[bytes] = []
+        """The objects that `write` got."""
+
+    def write(self, data: bytes, /) -> bool:
+        self.given.append(data)
+        self._rest += data
+        return self._push()
+
+    def _push(self) -> bool:
+        if self.gone:
+            self._rest = b""
+        self._rest = self._rest[self._peer.take(self._rest) :]
+        return not self._rest
+
+    async def flush(self, *, seconds: float) -> None:
+        while self._rest and not self.gone:
+            with trio.fail_after(seconds):
+                await self._peer.writable()
+            self._push()
+
+    async def closed(self) -> None:
+        await self._peer.left.wait()
+        self.gone = True
+
+    def end(self) -> None:
+        self.write(b"0\r\n\r\n")
+
+
+def dechunk(raw: bytes) -> bytes:
+    """A chunked body's whole chunks.
+
+    Raises:
+        ValueError: there is something between the chunks, or within one.
+    """
+    body = b""
+    while raw:
+        line, found, rest = raw.partition(b"\r\n")
+        if not found:
+            break
+        size = int(line, 16)
+        if len(rest) < size + 2:
+            break
+        if rest[size : size + 2] != b"\r\n":
+            raise ValueError("a chunk is not as long as it says")
+        if not size and rest != b"\r\n":
+            raise ValueError("there is something after the last chunk")
+        body, raw = body + rest[:size], rest[size + 2 :]
+    return body

@@ -3,7 +3,7 @@
 import trio
 
 from server.live.catch_up import GRACE_SECONDS, CatchUp
-from server.live.hub import Hub
+from server.live.hub import QUIET_SECONDS, Hub
 from tests.server.live.fakes import FakeStore, frame, record
 from tests.server.live.test_hub import Stream, joined
 
@@ -35,7 +35,7 @@ async def test_a_gap_is_read_after_its_grace(autojump_clock):
         assert world.stream.seqs == [1, 2, 3, 4]
         assert world.store.reads == [(0, 4)]
         assert not world.channel.filling
-        assert world.channel.held == {}
+        assert world.channel.held is None
         nursery.cancel_scope.cancel()
 
 
@@ -96,7 +96,7 @@ async def test_word_of_what_is_not_there_is_believed_once(autojump_clock):
         assert len(world.store.reads) == 1
         assert world.stream.seqs == []
         world.store.newest = 1
-        world.hub.publish(world.channel, frame(1))
+        world.hub.publish(world.channel, [frame(1)])
         assert world.stream.seqs == [1]
         nursery.cancel_scope.cancel()
 
@@ -158,12 +158,31 @@ async def test_it_looks_more_often_while_nobody_brings_news(autojump_clock):
             nursery.cancel_scope.cancel()
 
 
-async def test_without_streams_it_does_not_look(autojump_clock):
+async def test_a_channel_that_nobody_has_read_yet_is_not_looked_at(autojump_clock):
     world = World(reconcile=1)
-    world.hub.detach(world.stream)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.catch_up.serve)
-        world.hub.attach(Stream())  # has not read its history yet
+        world.hub.attach(Stream(7))
+        await trio.sleep(10)
+        assert world.store.looks
+        assert all(look == {42: 0} for look in world.store.looks)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_quiet_channel_is_looked_at_not_read_and_then_forgotten(autojump_clock):
+    """Otherwise somebody who comes back would be told from memory that nothing was missed."""
+    world = World(reconcile=1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.catch_up.serve)
+        nursery.start_soon(world.hub.serve)
+        world.hub.detach(world.stream)
+        assert world.hub.recall(world.channel, 0, head=0) == []
+        world.store.newest = 2
+        await trio.sleep(2)
+        assert world.hub.recall(world.channel, 0, head=0) is None
+        assert world.store.reads == []
+        await trio.sleep(QUIET_SECONDS + 5)
+        world.store.looks.clear()
         await trio.sleep(10)
         assert world.store.looks == []
         nursery.cancel_scope.cancel()

@@ -3,7 +3,8 @@
 import gc
 import random
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -15,9 +16,11 @@ from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 from protocol.closing import CLOSING_RULES, ClosingReason
 from protocol.parser import EventStreamParser
 from server.live.catch_up import CatchUp
+from server.live.clock import Clock
 from server.live.connection import (
     GOODBYE_SECONDS,
     LISTEN_SECONDS,
+    RECHECK_SPREAD_SECONDS,
     Connection,
     EndedEarly,
     Lease,
@@ -25,11 +28,18 @@ from server.live.connection import (
     jittered,
 )
 from server.live.hub import Hub
-from server.live.watermark import State
+from server.live.watermark import MAX_GATHERED, State
+from server.live.wire import Wire
 from storage.contract import ChannelGone, StoreUnavailable
-from tests.server.live.fakes import FakeStore, Peer, frame, record
+from tests.server.live.fakes import DirectWire, FakeStore, Peer, frame, record
 
+TICK = 0.1
 LIMITS = StreamLimits(heartbeat=15, retry=2000, outbox=10_000, stall=5, recheck=60)
+
+
+@pytest.fixture(params=["direct", "asgi"])
+def kind(request):
+    return request.param
 
 
 async def allow() -> ClosingReason | None:
@@ -38,11 +48,14 @@ async def allow() -> ClosingReason | None:
 
 
 class Room:
-    """A hub, a store, and streams of channel 42."""
+    """A hub, a store, a clock that does not run yet, and streams of channel 42."""
 
-    def __init__(self, newest: int = 0, **store: Any) -> None:
+    def __init__(self, kind: str, newest: int = 0, **store: Any) -> None:
+        self.kind = kind
         self.hub = Hub()
+        self.clock = Clock(tick=TICK)
         self.store = FakeStore(newest, **store)
+        self.nursery: trio.Nursery
 
     def connection(
         self,
@@ -54,44 +67,73 @@ class Room:
     ) -> Connection:
         now = trio.current_time()
         return Connection(
-            id="stream-1",
             channel_id=42,
             user_id=1,
             hub=self.hub,
             store=self.store,  # type: ignore[arg-type]
+            clock=self.clock,
             limits=limits,
             lease=Lease(now + session, now + max_age, check),
         )
 
-    def run(
-        self, connection: Connection, peer: Peer, *, cursor: int | None = None, head: int = 0
-    ) -> Awaitable[None]:
-        return connection.run(
-            cursor=cursor, head=head, start=peer.start, send=peer.send, receive=peer.receive
-        )
+    def opened(self, cursor: int | None = None, **options: Any) -> "Opened":
+        return Opened(self, cursor, **options)
 
     def store_message(self) -> int:
         self.store.newest += 1
         return self.store.newest
 
-    def publish(self) -> int:
-        seq = self.store_message()
-        self.hub.deliver([(42, record(seq))])
-        return seq
+    def publish(self, count: int = 1) -> int:
+        """Messages that come as one batch."""
+        batch = [(42, record(self.store_message())) for _ in range(count)]
+        self.hub.deliver(batch)
+        return self.store.newest
+
+
+@asynccontextmanager
+async def open_room(kind: str, newest: int = 0, **store: Any) -> AsyncIterator[Room]:
+    """Runs the clock, and waits until every stream has ended."""
+    room = Room(kind, newest, **store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(room.clock.run)
+        with trio.fail_after(2000):
+            async with trio.open_nursery() as room.nursery:
+                yield room
+        nursery.cancel_scope.cancel()
+
+
+async def run(
+    connection: Connection, peer: Peer, *, cursor: int | None = None, head: int = 0
+) -> None:
+    await connection.open(cursor=cursor, head=head, begin=peer.begin)
+    await connection.live()
 
 
 class Opened:
-    """A stream that runs in a nursery of the test's."""
+    """A stream that runs in a room."""
 
-    def __init__(self, nursery: trio.Nursery, room: Room, cursor: int | None, **options: Any):
-        self.peer = Peer()
+    def __init__(self, room: Room, cursor: int | None, *, head: int = 0, **options: Any) -> None:
+        self.peer = Peer(room.kind)
         self.connection = room.connection(**options)
         self.done = False
-        nursery.start_soon(self._run, room, cursor)
+        room.nursery.start_soon(self._run, cursor, head)
 
-    async def _run(self, room: Room, cursor: int | None) -> None:
-        await room.run(self.connection, self.peer, cursor=cursor)
+    async def _run(self, cursor: int | None, head: int) -> None:
+        await run(self.connection, self.peer, cursor=cursor, head=head)
         self.done = True
+
+    @property
+    def tasks(self) -> int:
+        """That are in its nursery."""
+        nursery = self.connection._nursery
+        assert nursery is not None
+        return len(nursery.child_tasks)
+
+    @property
+    def given(self) -> list[bytes]:
+        """The objects that its direct wire was given."""
+        assert isinstance(self.peer.wire, DirectWire)
+        return self.peer.wire.given
 
 
 def reason_of(peer: Peer) -> tuple[str, bool]:
@@ -103,10 +145,11 @@ def reason_of(peer: Peer) -> tuple[str, bool]:
 # What is sent
 
 
-async def test_a_stream_begins_with_connected_and_what_comes_after_the_cursor(autojump_clock):
-    room = Room(newest=5)
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=3)
+async def test_a_stream_begins_with_connected_and_what_comes_after_the_cursor(
+    kind: str, autojump_clock
+):
+    async with open_room(kind, newest=5) as room:
+        opened = room.opened(cursor=3)
         await trio.sleep(1)
         assert [e.event for e in opened.peer.events] == ["message"] * 3
         assert '"type":"connected"' in opened.peer.events[0].data
@@ -118,29 +161,28 @@ async def test_a_stream_begins_with_connected_and_what_comes_after_the_cursor(au
         opened.peer.leave()
 
 
-async def test_without_a_cursor_it_begins_with_the_newest(autojump_clock):
-    room = Room(newest=70)
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=None)
+async def test_without_a_cursor_it_begins_with_the_newest(kind: str, autojump_clock):
+    async with open_room(kind, newest=70) as room:
+        opened = room.opened()
         await trio.sleep(1)
         assert opened.peer.seqs == list(range(21, 71))
         opened.peer.leave()
 
 
-async def test_a_cursor_ahead_is_a_reset_before_the_newest(autojump_clock):
-    room = Room(newest=70)
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=71)
+async def test_a_cursor_ahead_is_a_reset_before_the_newest(kind: str, autojump_clock):
+    async with open_room(kind, newest=70) as room:
+        opened = room.opened(cursor=71)
         await trio.sleep(1)
         assert [e.event for e in opened.peer.events[:3]] == ["message", "reset", "message"]
         assert opened.peer.seqs == list(range(21, 71))
         opened.peer.leave()
 
 
-async def test_an_empty_channel_with_a_cursor_ahead_is_reset_and_goes_live(autojump_clock):
-    room = Room()
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=9)
+async def test_an_empty_channel_with_a_cursor_ahead_is_reset_and_goes_live(
+    kind: str, autojump_clock
+):
+    async with open_room(kind) as room:
+        opened = room.opened(cursor=9)
         await trio.sleep(1)
         room.publish()
         await trio.sleep(1)
@@ -150,12 +192,11 @@ async def test_an_empty_channel_with_a_cursor_ahead_is_reset_and_goes_live(autoj
 
 
 async def test_what_is_published_while_history_is_read_is_neither_lost_nor_repeated(
-    autojump_clock,
+    kind: str, autojump_clock
 ):
-    room = Room(newest=4)
-    room.store.takes = room.store.takes_after = 1
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=2)
+    async with open_room(kind, newest=4) as room:
+        room.store.takes = room.store.takes_after = 1
+        opened = room.opened(cursor=2)
         for _ in range(30):  # before the page is seen, and after it
             await trio.sleep(0.1)
             room.publish()
@@ -164,10 +205,9 @@ async def test_what_is_published_while_history_is_read_is_neither_lost_nor_repea
         opened.peer.leave()
 
 
-async def test_a_long_catch_up_is_read_page_by_page(autojump_clock):
-    room = Room(newest=25, page=10)
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=0)
+async def test_a_long_catch_up_is_read_page_by_page(kind: str, autojump_clock):
+    async with open_room(kind, newest=25, page=10) as room:
+        opened = room.opened(cursor=0)
         await trio.sleep(1)
         assert opened.peer.seqs == list(range(1, 26))
         assert [after for after, _ in room.store.reads] == [0, 10, 20]
@@ -175,16 +215,15 @@ async def test_a_long_catch_up_is_read_page_by_page(autojump_clock):
         opened.peer.leave()
 
 
-async def test_a_page_that_is_behind_other_streams_is_not_the_end(autojump_clock):
+async def test_a_page_that_is_behind_other_streams_is_not_the_end(kind: str, autojump_clock):
     """Redis may be behind: what others were given is owed to this one, too."""
-    room = Room(newest=3)
-    async with trio.open_nursery() as nursery:
-        first = Opened(nursery, room, cursor=0)
+    async with open_room(kind, newest=3) as room:
+        first = room.opened(cursor=0)
         await trio.sleep(1)
         room.publish()
         room.store.newest = 3  # the next page is an old one
         room.store.before_answer = lambda: setattr(room.store, "newest", 4)
-        second = Opened(nursery, room, cursor=0)
+        second = room.opened(cursor=0)
         await trio.sleep(2)
         assert first.peer.seqs == second.peer.seqs == [1, 2, 3, 4]
         assert room.store.reads[-1] == (3, 4), "read again, and told how far it goes"
@@ -192,27 +231,25 @@ async def test_a_page_that_is_behind_other_streams_is_not_the_end(autojump_clock
         second.peer.leave()
 
 
-async def test_a_stream_does_not_wait_long_for_its_subscription(autojump_clock):
-    room = Room(newest=1)
-    room.store.feed.listen = 60
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=0)
+async def test_a_stream_does_not_wait_long_for_its_subscription(kind: str, autojump_clock):
+    async with open_room(kind, newest=1) as room:
+        room.store.feed.listen = 60
+        opened = room.opened(cursor=0)
         started = trio.current_time()
         await trio.sleep(5)
         assert opened.peer.started == pytest.approx(started + LISTEN_SECONDS)
         opened.peer.leave()
 
 
-async def test_retry_is_between_once_and_twice_what_is_set(autojump_clock):
+async def test_retry_is_between_once_and_twice_what_is_set(kind: str, autojump_clock):
     seen = {jittered(2000) for _ in range(300)}
     assert 2000 <= min(seen) < 2300
     assert 3700 < max(seen) <= 4000
-    room = Room()
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=None)
+    async with open_room(kind) as room:
+        opened = room.opened()
         await trio.sleep(1)
         parser = EventStreamParser()
-        parser.feed(opened.peer.written[0][1])
+        parser.feed(opened.peer.body)
         assert parser.retry is not None
         assert 2000 <= parser.retry <= 4000
         opened.peer.leave()
@@ -221,10 +258,11 @@ async def test_retry_is_between_once_and_twice_what_is_set(autojump_clock):
 # Heartbeats
 
 
-async def test_a_heartbeat_comes_after_so_much_silence_and_any_write_resets_it(autojump_clock):
-    room = Room()
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=None)
+async def test_a_heartbeat_comes_after_so_much_silence_and_any_write_resets_it(
+    kind: str, autojump_clock
+):
+    async with open_room(kind) as room:
+        opened = room.opened()
         await trio.sleep(0)
         started = trio.current_time()
         await trio.sleep(40)  # heartbeats at 15 and 30
@@ -237,10 +275,21 @@ async def test_a_heartbeat_comes_after_so_much_silence_and_any_write_resets_it(a
         opened.peer.leave()
 
 
-async def test_a_busy_stream_has_no_heartbeat(autojump_clock):
-    room = Room()
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=None)
+async def test_a_look_at_access_does_not_put_off_the_heartbeat(kind: str, autojump_clock):
+    async with open_room(kind) as room:
+        opened = room.opened(limits=LIMITS._replace(recheck=13))
+        await trio.sleep(3)
+        opened.connection.recheck_soon()
+        await trio.sleep(290)
+        times = [when for when, _ in opened.peer.written]
+        assert len(times) == 20
+        assert all(15 <= later - at <= 15 + 2 * TICK for at, later in pairwise(times))
+        opened.peer.leave()
+
+
+async def test_a_busy_stream_has_no_heartbeat(kind: str, autojump_clock):
+    async with open_room(kind) as room:
+        opened = room.opened()
         for _ in range(20):
             await trio.sleep(10)
             room.publish()
@@ -249,13 +298,12 @@ async def test_a_busy_stream_has_no_heartbeat(autojump_clock):
         opened.peer.leave()
 
 
-async def test_while_the_store_is_down_a_stream_that_is_behind_lives_on(autojump_clock):
-    room = Room(newest=2)
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=0)
+async def test_while_the_store_is_down_a_stream_that_is_behind_lives_on(kind: str, autojump_clock):
+    async with open_room(kind, newest=2) as room:
+        opened = room.opened(cursor=0)
         await trio.sleep(1)
         room.store.down = True
-        opened.connection.offer(frame(9))  # nobody filled the gap
+        opened.connection.offer(frame(9), trio.current_time())  # nobody filled the gap
         room.store.newest = 9
         await trio.sleep(100)
         assert opened.peer.seqs == [1, 2]
@@ -267,15 +315,16 @@ async def test_while_the_store_is_down_a_stream_that_is_behind_lives_on(autojump
         opened.peer.leave()
 
 
-async def test_while_the_store_knows_less_than_was_given_out_a_stream_lives_on(autojump_clock):
+async def test_while_the_store_knows_less_than_was_given_out_a_stream_lives_on(
+    kind: str, autojump_clock
+):
     """A standby that is behind, or a past that was restored."""
-    room = Room(newest=5)
-    async with trio.open_nursery() as nursery:
-        first = Opened(nursery, room, cursor=5)
+    async with open_room(kind, newest=5) as room:
+        first = room.opened(cursor=5)
         await trio.sleep(1)
         room.publish()
         room.store.newest = 5
-        second = Opened(nursery, room, cursor=4)
+        second = room.opened(cursor=4)
         await trio.sleep(50)
         assert second.peer.seqs == [5]
         assert len(second.peer.named("heartbeat")) == 3
@@ -286,57 +335,211 @@ async def test_while_the_store_knows_less_than_was_given_out_a_stream_lives_on(a
         second.peer.leave()
 
 
-async def test_a_slow_read_that_brings_nothing_new_delays_the_heartbeat_and_breaks_nothing(
-    autojump_clock,
-):
-    room = Room(newest=2)
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=0)
+async def test_a_slow_read_that_brings_nothing_new_breaks_nothing(kind: str, autojump_clock):
+    async with open_room(kind, newest=2) as room:
+        opened = room.opened(cursor=0)
         await trio.sleep(14)
         room.store.takes = 3
-        opened.connection.watermark.state = State.BEHIND
-        opened.connection.outbox.wake()
+        opened.connection.offer(frame(9), trio.current_time())
         await trio.sleep(10)
         assert len(opened.peer.named("heartbeat")) == 1
         assert not opened.done
         opened.peer.leave()
 
 
+async def test_what_waits_for_a_reader_needs_no_heartbeat(kind: str, autojump_clock):
+    limits = LIMITS._replace(stall=1000)
+    async with open_room(kind) as room:
+        opened = room.opened(limits=limits)
+        await trio.sleep(1)
+        opened.peer.stop_reading()
+        room.publish(2)
+        await trio.sleep(1)
+        room.publish()
+        await trio.sleep(200)
+        opened.peer.read_on()
+        await trio.sleep(1)
+        assert opened.peer.seqs == [1, 2, 3]
+        assert opened.peer.named("heartbeat") == []
+        opened.peer.leave()
+
+
+# No more than it must
+
+
+class Steps(trio.abc.Instrument):
+    """Which tasks were woken."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Any] = []
+
+    def task_scheduled(self, task: Any) -> None:
+        self.tasks.append(task)
+
+
+async def test_streams_that_keep_up_are_written_to_where_the_frame_is_published(autojump_clock):
+    async with open_room("direct", newest=1) as room:
+        streams = [room.opened(cursor=1) for _ in range(20)]
+        await trio.sleep(1)
+        steps = Steps()
+        trio.lowlevel.add_instrument(steps)
+        try:
+            with assert_no_checkpoints():
+                room.publish()
+                room.publish(3)
+            assert [opened.peer.seqs for opened in streams] == [[2, 3, 4, 5]] * 20
+            await wait_all_tasks_blocked()
+        finally:
+            trio.lowlevel.remove_instrument(steps)
+        assert {task for task in steps.tasks if task.name.endswith(("_run", "_work"))} == set()
+        assert [opened.tasks for opened in streams] == [0] * 20
+        for opened in streams:
+            opened.peer.leave()
+
+
+async def test_frames_of_one_batch_are_one_write_of_the_same_object_to_every_stream(
+    autojump_clock,
+):
+    async with open_room("direct", newest=1) as room:
+        streams = [room.opened(cursor=1) for _ in range(5)]
+        await trio.sleep(1)
+        room.publish()
+        room.publish(3)
+        room.publish(2)
+        for opened in streams:
+            assert len(opened.given) == 4, "and the beginning"
+            assert [len(EventStreamParser().feed(data)) for data in opened.given[1:]] == [1, 3, 2]
+        for number in range(1, 4):
+            assert len({id(opened.given[number]) for opened in streams}) == 1
+        assert streams[0].peer.seqs == [2, 3, 4, 5, 6, 7]
+        for opened in streams:
+            opened.peer.leave()
+
+
+async def test_a_stream_that_read_further_than_others_is_given_the_rest_of_a_batch(
+    kind: str, autojump_clock
+):
+    async with open_room(kind, newest=1) as room:
+        first = room.opened(cursor=1)
+        await trio.sleep(1)
+        room.store.newest = 3  # not heard of yet
+        ahead = room.opened(cursor=0)
+        await trio.sleep(1)
+        assert ahead.peer.seqs == [1, 2, 3]
+        room.store.newest = 5
+        room.hub.deliver([(42, record(seq)) for seq in (2, 3, 4, 5)])
+        await trio.sleep(1)
+        assert first.peer.seqs == [2, 3, 4, 5]
+        assert ahead.peer.seqs == [1, 2, 3, 4, 5]
+        first.peer.leave()
+        ahead.peer.leave()
+
+
+async def test_what_a_stream_missed_a_moment_ago_is_not_read_from_the_store(
+    kind: str, autojump_clock
+):
+    async with open_room(kind, newest=1) as room:
+        first = room.opened(cursor=1)
+        await trio.sleep(1)
+        room.publish(3)
+        first.peer.leave()
+        await trio.sleep(5)
+        reads = len(room.store.reads)
+        again = room.opened(cursor=2, head=4)
+        level = room.opened(cursor=4, head=4)
+        await trio.sleep(1)
+        assert again.peer.seqs == [3, 4]
+        assert level.peer.seqs == []
+        assert len(again.peer.events) == 3
+        room.publish()
+        await trio.sleep(1)
+        assert again.peer.seqs == [3, 4, 5]
+        assert level.peer.seqs == [5]
+        assert len(room.store.reads) == reads
+        newest = room.opened(head=5)
+        await trio.sleep(1)
+        assert len(room.store.reads) == reads + 1, "without a cursor it is"
+        for opened in (again, level, newest):
+            opened.peer.leave()
+
+
+async def test_what_gathers_over_its_bound_while_history_is_read_is_read_too(
+    kind: str, autojump_clock
+):
+    async with open_room(kind, newest=1) as room:
+        room.store.takes_after = 1
+        opened = room.opened(cursor=0, limits=LIMITS._replace(outbox=100_000))
+        await trio.sleep(0.5)  # the page is seen, and not here yet
+        room.publish(MAX_GATHERED + 5)
+        room.publish(2)
+        await trio.sleep(20)
+        assert opened.peer.seqs == list(range(1, MAX_GATHERED + 9))
+        assert opened.connection.watermark.state is State.LIVE
+        opened.peer.leave()
+
+
 # The end
 
 
-async def test_a_peer_that_leaves_leaves_nothing_behind(autojump_clock):
-    room = Room(newest=2)
-    tasks = trio.lowlevel.current_statistics().tasks_living
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=0)
+async def test_a_peer_that_leaves_leaves_nothing_behind(kind: str, autojump_clock):
+    async with open_room(kind, newest=2) as room:
+        await trio.sleep(0.1)
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        opened = room.opened(cursor=0)
         await trio.sleep(1)
         assert room.hub.streams == 1
+        assert opened.connection.slot
         opened.peer.leave()
         await trio.sleep(1)
         assert opened.done
         assert opened.peer.named("closing") == []
-    assert room.hub.streams == 0
-    assert not room.hub.channels
-    assert trio.lowlevel.current_statistics().tasks_living == tasks
-    gone = weakref.ref(opened.connection)
-    del opened, nursery
-    gc.collect()
-    assert gone() is None
+        assert room.hub.streams == 0
+        assert not any(room.clock._slots)
+        assert trio.lowlevel.current_statistics().tasks_living == tasks
+        gone = weakref.ref(opened.connection)
+        del opened
+        gc.collect()
+        assert gone() is None
+
+
+async def test_a_quiet_stream_holds_nothing_of_its_request(kind: str, autojump_clock):
+    class Scope:
+        pass
+
+    async def open_one() -> weakref.ref[Scope]:
+        scope = Scope()
+
+        def begin() -> Wire:
+            assert scope
+            return peer.begin()
+
+        await connection.open(cursor=1, head=0, begin=begin)
+        return weakref.ref(scope)
+
+    async with open_room(kind, newest=2) as room:
+        peer, connection = Peer(kind), room.connection()
+        scope = await open_one()
+        room.nursery.start_soon(connection.live)
+        await trio.sleep(1)
+        gc.collect()
+        assert scope() is None
+        assert connection._outbox is None
+        assert room.hub.streams == 1
+        peer.leave()
 
 
 @pytest.mark.parametrize("reason", ClosingReason)
 async def test_an_ended_stream_says_why_and_whether_to_come_back(
-    autojump_clock, reason: ClosingReason
+    kind: str, autojump_clock, reason: ClosingReason
 ):
-    room = Room(newest=2)
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=0)
+    async with open_room(kind, newest=2) as room:
+        opened = room.opened(cursor=0)
         await trio.sleep(1)
         with assert_no_checkpoints():
             opened.connection.end(reason)
             opened.connection.end(ClosingReason.DRAIN)
         assert room.hub.streams == 0, "at once"
+        assert not any(room.clock._slots)
         assert opened.connection.watermark.state is State.ENDED
         room.publish()
     assert reason_of(opened.peer) == (reason.value, CLOSING_RULES[reason].reconnect)
@@ -344,11 +547,15 @@ async def test_an_ended_stream_says_why_and_whether_to_come_back(
     assert opened.peer.seqs == [1, 2], "nothing but the reason"
 
 
+@pytest.mark.parametrize("cursor", [None, 2], ids=["from the store", "from memory"])
 @pytest.mark.parametrize("moment", ["before it ran", "while it reads"])
 async def test_a_stream_that_is_ended_before_its_response_started_says_so(
-    autojump_clock, moment: str
+    kind: str, autojump_clock, moment: str, cursor: int | None
 ):
-    room, peer = Room(newest=2), Peer()
+    room, peer = Room(kind, newest=2), Peer(kind)
+    before = room.connection()
+    await before.open(cursor=0, head=0, begin=Peer(kind).begin)
+    before.end(ClosingReason.DRAIN)
     room.store.takes = 2
     connection = room.connection()
     if moment == "before it ran":
@@ -359,113 +566,319 @@ async def test_a_stream_that_is_ended_before_its_response_started_says_so(
             await trio.sleep(1)
             connection.end(ClosingReason.DRAIN)
 
-        nursery.start_soon(end)
+        if moment == "while it reads":
+            nursery.start_soon(end)
+            cursor = None
         with pytest.raises(EndedEarly) as caught:
-            await room.run(connection, peer)
+            await run(connection, peer, cursor=cursor)
     assert caught.value.reason is ClosingReason.DRAIN
     assert peer.started is None
     assert peer.written == []
     assert room.hub.streams == 0
 
 
+async def test_a_stream_that_is_ended_as_its_response_starts_says_why(kind: str, autojump_clock):
+    async with open_room(kind, newest=2) as room:
+        peer, connection = Peer(kind), room.connection()
+        await connection.open(cursor=0, head=0, begin=peer.begin)
+        connection.end(ClosingReason.DRAIN)
+        room.publish()
+        await connection.live()
+        assert reason_of(peer) == ("drain", True)
+        assert 3 not in peer.seqs
+        assert peer.ended
+        assert room.hub.streams == 0
+        assert not any(room.clock._slots)
+
+
 @pytest.mark.parametrize(("fault", "error"), [("down", StoreUnavailable), ("gone", ChannelGone)])
 async def test_history_that_cannot_be_read_is_an_error_before_the_response_starts(
-    autojump_clock, fault: str, error: type[Exception]
+    kind: str, autojump_clock, fault: str, error: type[Exception]
 ):
-    room, peer = Room(newest=2), Peer()
+    room, peer = Room(kind, newest=2), Peer(kind)
     setattr(room.store, fault, True)
     with pytest.raises(error):
-        await room.run(room.connection(), peer)
+        await run(room.connection(), peer)
     assert peer.started is None
     assert room.hub.streams == 0
     assert not room.hub.channels
 
 
-async def test_a_channel_that_goes_away_while_it_is_read_ends_the_stream(autojump_clock):
-    room = Room(newest=2)
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=0)
+async def test_a_channel_that_goes_away_while_it_is_read_ends_the_stream(kind: str, autojump_clock):
+    async with open_room(kind, newest=2) as room:
+        opened = room.opened(cursor=0)
         await trio.sleep(1)
         room.store.gone = True
-        opened.connection.offer(frame(9))
+        opened.connection.offer(frame(9), trio.current_time())
         await trio.sleep(5)
         assert opened.done
-    assert reason_of(opened.peer) == ("access_revoked", False)
+        assert reason_of(opened.peer) == ("access_revoked", False)
 
 
-async def test_a_slow_reader_is_ended_and_the_publisher_never_waits(autojump_clock):
-    room = Room()
-    async with trio.open_nursery() as nursery:
-        slow = Opened(nursery, room, cursor=None)
-        fast = Opened(nursery, room, cursor=None)
+# In the moment in which its peer leaves, others know it still
+
+
+class When(trio.abc.Instrument):
+    """Calls something once, before a task's step, when a condition holds."""
+
+    def __init__(self, condition: Callable[[], bool], call: Callable[[], None]) -> None:
+        self.condition = condition
+        self.call: Callable[[], None] | None = call
+
+    def before_task_step(self, task: Any) -> None:
+        if self.call is not None and self.condition():
+            call, self.call = self.call, None
+            call()
+
+
+@pytest.mark.parametrize("what", ["frame", "gap", "tick", "recheck"])
+async def test_a_stream_whose_nursery_has_closed_breaks_nobody(
+    kind: str, autojump_clock, what: str
+):
+    async with open_room(kind, newest=2) as room:
+        opened = room.opened(cursor=0)
+        await trio.sleep(1)
+        connection, peer = opened.connection, opened.peer
+        failed: list[Exception] = []
+
+        def closed() -> bool:
+            nursery = connection._nursery
+            return nursery is not None and nursery._closed
+
+        def do() -> None:
+            now = trio.current_time()
+            try:
+                if what == "frame":
+                    room.publish()
+                elif what == "gap":
+                    connection.offer(frame(9), now)
+                elif connection.slot is not None:
+                    connection._check_at = now
+                    connection.tick(now)
+                connection.recheck_soon()
+            except Exception as error:
+                failed.append(error)
+
+        peer.stop_reading()
+        when = When(closed, do)
+        trio.lowlevel.add_instrument(when)
+        try:
+            peer.leave()
+            await trio.sleep(1)
+        finally:
+            trio.lowlevel.remove_instrument(when)
+        assert when.call is None, "there was such a moment"
+        assert failed == []
+        assert opened.done
+        assert not any(room.clock._slots)
+
+
+# Slow readers
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+async def test_a_slow_reader_is_ended_and_the_publisher_never_waits(
+    kind: str, autojump_clock, batch: int
+):
+    async with open_room(kind) as room:
+        slow, fast = room.opened(), room.opened()
         await trio.sleep(1)
         slow.peer.stop_reading()
         with assert_no_checkpoints():
             room.publish()
-        await trio.sleep(1)  # its writer is in the middle of a write now
-        published = 1
-        with assert_no_checkpoints():
-            while slow.connection.reason is None and published < 1000:
-                room.publish()
-                published += 1
-                if published % 50 == 0:
-                    fast.connection.outbox.take()  # as a writer that is never late would
+        await trio.sleep(1)  # it waits for its reader now
+        size = len(frame(10).chunked)
+        published = 0
+        while slow.connection.reason is None and published < 1000:
+            with assert_no_checkpoints():
+                room.publish(batch)
+            published += batch
+            if kind == "asgi":
+                await trio.sleep(0.001)
         assert slow.connection.reason is ClosingReason.SLOW
-        assert published > 50
+        assert 0.8 * LIMITS.outbox < published * size < 1.3 * LIMITS.outbox
         assert room.hub.streams == 1
-        assert len(slow.connection.outbox) == 0, "nothing is kept for it"
+        assert slow.connection._outbox is not None
+        assert len(slow.connection._outbox) == 0, "nothing is kept for it"
         ended = trio.current_time()
-        await trio.sleep(GOODBYE_SECONDS + 1)
-        assert slow.done, "and it is not waited for"
-        assert trio.current_time() - ended < GOODBYE_SECONDS + 1.1
+        with trio.move_on_after(100):
+            while not slow.done:
+                await trio.sleep(0.1)
+        assert trio.current_time() - ended < GOODBYE_SECONDS + 0.2, "and it is not waited for"
+        await trio.sleep(1)
+        assert fast.peer.seqs == list(range(1, published + 2))
         fast.peer.leave()
 
 
-async def test_a_reader_without_progress_for_too_long_is_slow(autojump_clock):
-    room = Room()
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=None)
+async def test_a_reader_without_progress_for_too_long_is_slow_without_another_frame(
+    kind: str, autojump_clock
+):
+    async with open_room(kind) as room:
+        opened = room.opened()
         await trio.sleep(1)
         opened.peer.stop_reading()
         room.publish()
-        await trio.sleep(4)
-        room.publish()
+        await trio.sleep(LIMITS.stall - 0.5)
         assert opened.connection.reason is None
-        await trio.sleep(2)
-        room.publish()
+        await trio.sleep(1)
         assert opened.connection.reason is ClosingReason.SLOW
-        opened.peer.reading.set()  # it reads again, in time for the reason
+        assert room.hub.streams == 0
+        opened.peer.read_on()  # in time for the reason
         await trio.sleep(1)
         assert reason_of(opened.peer) == ("slow", True)
+        assert opened.done
+
+
+async def test_a_quiet_stream_whose_reader_is_frozen_is_found_by_its_heartbeat(
+    kind: str, autojump_clock
+):
+    async with open_room(kind) as room:
+        opened = room.opened()
+        await trio.sleep(1)
+        opened.peer.stop_reading()
+        await trio.sleep(LIMITS.heartbeat + LIMITS.stall - 1.5)
+        assert opened.connection.reason is None
+        await trio.sleep(1)
+        assert opened.connection.reason is ClosingReason.SLOW
+
+
+async def test_a_reader_that_takes_a_little_each_time_is_not_slow(autojump_clock):
+    async with open_room("direct") as room:
+        opened = room.opened()
+        await trio.sleep(1)
+        opened.peer.stop_reading()
+        room.publish(3)
+        for _ in range(10):
+            await trio.sleep(LIMITS.stall - 0.5)
+            opened.peer.read_on(20)
+        assert opened.connection.reason is None
+        opened.peer.read_on()
+        await trio.sleep(1)
+        assert opened.peer.seqs == [1, 2, 3]
+        assert opened.tasks == 0, "it keeps up again"
+        before = len(opened.given)
+        room.publish()
+        assert len(opened.given) == before + 1
+        opened.peer.leave()
+
+
+@pytest.mark.parametrize("cut", [1, 3, 20, 50])
+async def test_nothing_comes_between_the_halves_of_a_frame(autojump_clock, cut: int):
+    """`dechunk` raises where it does."""
+    async with open_room("direct", newest=1) as room:
+        opened = room.opened(cursor=1)
+        await trio.sleep(1)
+        opened.peer.stop_reading(after=cut)
+        room.publish()
+        room.publish(2)
+        await trio.sleep(0.1)
+        room.publish()
+        opened.connection.tick(trio.current_time() + LIMITS.heartbeat)
+        opened.peer.read_on(cut)
+        await trio.sleep(0.1)
+        room.publish()
+        opened.peer.read_on()
+        await trio.sleep(0.1)
+        assert opened.peer.seqs == [2, 3, 4, 5, 6]
+        opened.peer.leave()
+
+
+@pytest.mark.parametrize("cut", [1, 3, 20, 40])
+async def test_the_reason_comes_after_the_whole_of_a_frame_that_was_begun(autojump_clock, cut: int):
+    async with open_room("direct", newest=1) as room:
+        opened = room.opened(cursor=1)
+        await trio.sleep(1)
+        opened.peer.stop_reading(after=cut)
+        room.publish()
+        await trio.sleep(0.1)
+        room.publish()
+        opened.connection.end(ClosingReason.DRAIN)
+        await trio.sleep(0.1)
+        assert not opened.done
+        opened.peer.read_on()
+    assert opened.peer.seqs == [2], "what was not begun is not sent"
+    assert reason_of(opened.peer) == ("drain", True)
+    assert opened.peer.ended
+
+
+async def test_a_stream_that_is_ended_before_its_beginning_is_out_is_whole(
+    kind: str, autojump_clock
+):
+    async with open_room(kind, newest=2) as room:
+        opened = Opened.__new__(Opened)
+        opened.peer, opened.connection, opened.done = Peer(kind), room.connection(), False
+        opened.peer.stop_reading(after=30 if kind == "direct" else 0)
+        room.nursery.start_soon(opened._run, 0, 0)
+        await trio.sleep(1)
+        opened.connection.end(ClosingReason.DRAIN)
+        await trio.sleep(0.5)
+        opened.peer.read_on()
+    assert opened.peer.started is not None
+    assert reason_of(opened.peer) == ("drain", True)
+    assert opened.peer.ended
+
+
+async def test_a_peer_that_leaves_while_it_is_waited_for_ends_the_stream(kind: str, autojump_clock):
+    async with open_room(kind) as room:
+        opened = room.opened()
+        await trio.sleep(1)
+        opened.peer.stop_reading()
+        room.publish()
+        await trio.sleep(1)
+        opened.peer.leave()
+        await trio.sleep(0.1)
+        assert opened.done
+        assert opened.connection.reason is None
+        assert room.hub.streams == 0
 
 
 # The lease
 
 
-async def test_a_stream_is_no_older_than_its_maximum_age(autojump_clock):
-    room = Room()
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=None, max_age=100.5, session=200)
+@pytest.mark.parametrize(
+    ("session", "max_age", "reason"),
+    [(200, 100.55, "max_age"), (77, 20_000, "session_ended"), (0.01, 20_000, "session_ended")],
+)
+async def test_nothing_is_sent_later_than_the_lease(
+    kind: str, autojump_clock, session: float, max_age: float, reason: str
+):
+    async with open_room(kind) as room:
+        opened = room.opened(session=session, max_age=max_age)
         started = trio.current_time()
-        await wait_all_tasks_blocked()
-    assert trio.current_time() - started == pytest.approx(100.5)
-    assert reason_of(opened.peer) == ("max_age", True)
+        ends = min(session, max_age)
+
+        async def talk() -> None:
+            while not opened.done:
+                room.publish()
+                await trio.sleep(0.03)
+
+        room.nursery.start_soon(talk)
+    over = max(when for when, body in opened.peer.written if b"data: {" in body) - started
+    assert ends - 2 * TICK <= over <= max(ends, TICK) + 0.001
+    assert reason_of(opened.peer) == (reason, True)
 
 
-async def test_a_stream_ends_with_its_session(autojump_clock):
-    room = Room()
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=None, session=77)
-        started = trio.current_time()
-    assert trio.current_time() - started == pytest.approx(77)
-    assert reason_of(opened.peer) == ("session_ended", True)
+async def test_to_look_soon_does_not_put_off_the_end_of_the_lease(kind: str, autojump_clock):
+    for offset in range(20):
+        async with open_room(kind) as room:
+            opened = room.opened(session=5)
+            started = trio.current_time()
+            await trio.sleep(4.75)
+            opened.connection.recheck_soon()
+            await trio.sleep(offset / 1000)
+            opened.connection.recheck_soon()
+            with trio.move_on_after(10):
+                while not opened.done:
+                    room.publish()
+                    await trio.sleep(0.01)
+        assert opened.peer.written[-1][0] - started <= 5
+        assert reason_of(opened.peer) == ("session_ended", True)
 
 
 @pytest.mark.parametrize("reason", [ClosingReason.ACCESS_REVOKED, ClosingReason.SUBSCRIPTION_ENDED])
 async def test_access_is_looked_at_again_while_the_stream_is_open(
-    autojump_clock, reason: ClosingReason
+    kind: str, autojump_clock, reason: ClosingReason
 ):
-    room = Room()
     looks: list[float] = []
     answers: list[Any] = [None, StoreUnavailable(), None, reason]
 
@@ -477,28 +890,85 @@ async def test_access_is_looked_at_again_while_the_stream_is_open(
             raise answer
         return answer  # type: ignore[no-any-return]
 
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=None, check=check)
+    async with open_room(kind) as room:
+        opened = room.opened(check=check)
         started = trio.current_time()
-    times = [started, *looks]
-    pauses = [after - before for before, after in pairwise(times)]
-    assert len(pauses) == 4
-    assert all(48 <= pause <= 60.001 for pause in pauses), "each jittered, so that they spread"
+    first, *pauses = [after - before for before, after in pairwise([started, *looks])]
+    assert 30 <= first <= 60 + 2 * TICK, "spread over half of it: streams come in crowds"
+    assert len(pauses) == 3
+    assert all(48 <= pause <= 60 + 2 * TICK for pause in pauses), "each jittered"
     assert reason_of(opened.peer) == (reason.value, False)
 
 
-async def test_a_check_that_takes_long_does_not_outlast_the_lease(autojump_clock):
-    room = Room()
-
+async def test_a_check_that_takes_long_does_not_outlast_the_lease(kind: str, autojump_clock):
     async def check() -> ClosingReason | None:
-        await trio.sleep(30)
+        await trio.sleep(300)
         return None
 
-    async with trio.open_nursery() as nursery:
-        opened = Opened(nursery, room, cursor=None, check=check, max_age=62)
+    async with open_room(kind) as room:
+        opened = room.opened(check=check, max_age=62)
         started = trio.current_time()
-    assert trio.current_time() - started == pytest.approx(62)
+    assert 61.7 <= trio.current_time() - started <= 62
     assert reason_of(opened.peer) == ("max_age", True)
+
+
+async def test_access_is_looked_at_soon_when_told(kind: str, autojump_clock):
+    looks: list[float] = []
+
+    async def check() -> ClosingReason | None:
+        looks.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        return ClosingReason.ACCESS_REVOKED
+
+    async with open_room(kind) as room:
+        streams = [room.opened(check=check) for _ in range(30)]
+        await trio.sleep(10)
+        told = trio.current_time()
+        with assert_no_checkpoints():
+            for opened in streams:
+                opened.connection.recheck_soon()
+    assert len(looks) == 30
+    assert all(told < at <= told + RECHECK_SPREAD_SECONDS + 2 * TICK for at in looks)
+    assert max(looks) - min(looks) > RECHECK_SPREAD_SECONDS / 2, "not all at once"
+    assert {reason_of(opened.peer) for opened in streams} == {("access_revoked", False)}
+    streams[0].connection.recheck_soon()
+    assert not any(room.clock._slots), "an ended one is told for nothing"
+
+
+async def test_a_stream_that_is_told_again_and_again_looks_all_the_same(kind: str, autojump_clock):
+    looks: list[float] = []
+
+    async def check() -> ClosingReason | None:
+        looks.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        return None
+
+    async with open_room(kind) as room:
+        opened = room.opened(check=check)
+        await trio.sleep(1)
+        for _ in range(500):
+            opened.connection.recheck_soon()
+            await trio.sleep(0.01)
+        assert len(looks) >= 8
+        opened.peer.leave()
+
+
+async def test_what_is_decided_while_history_is_read_is_looked_at_soon(kind: str, autojump_clock):
+    looks: list[float] = []
+
+    async def check() -> ClosingReason | None:
+        looks.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        return ClosingReason.ACCESS_REVOKED
+
+    async with open_room(kind, newest=2) as room:
+        room.store.takes = 2
+        opened = room.opened(cursor=0, check=check)
+        started = trio.current_time()
+        await trio.sleep(1)
+        opened.connection.recheck_soon()
+    assert 2 <= looks[0] - started <= 2 + RECHECK_SPREAD_SECONDS + 2 * TICK
+    assert reason_of(opened.peer) == ("access_revoked", False)
 
 
 # Cancelled anywhere
@@ -524,82 +994,140 @@ class CancelAt(trio.abc.Instrument):
                 self.scope.cancel()
 
 
-@pytest.mark.parametrize("k", range(1, 31))
-async def test_cancelled_at_any_step_a_stream_is_detached(autojump_clock, k: int):
-    room = Room(newest=25, page=10)
-    room.store.takes = 0.01
-    room.store.feed.listen = 0.01
-    tasks = trio.lowlevel.current_statistics().tasks_living
+@pytest.mark.parametrize("k", range(1, 16))
+async def test_cancelled_at_any_step_a_stream_is_detached(kind: str, autojump_clock, k: int):
     cancel = CancelAt(k)
-    peer = Peer()
-    connection = room.connection()
-
-    async def stream() -> None:
-        with cancel.scope:
-            cancel.root = trio.lowlevel.current_task()
-            await room.run(connection, peer, cursor=0)
-
     trio.lowlevel.add_instrument(cancel)
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(stream)
+        async with open_room(kind, newest=25, page=10) as room:
+            room.store.takes = 0.01
+            room.store.feed.listen = 0.01
+            await trio.sleep(0.1)
+            tasks = trio.lowlevel.current_statistics().tasks_living
+            peer, connection = Peer(kind), room.connection(limits=LIMITS._replace(recheck=2))
+
+            async def stream() -> None:
+                with cancel.scope:
+                    cancel.root = trio.lowlevel.current_task()
+                    await run(connection, peer, cursor=0)
+
+            room.nursery.start_soon(stream)
             for _ in range(30):
                 await trio.sleep(0.5)
                 if room.hub.streams:
                     room.publish()
+                    peer.stop_reading(after=30)
+                    await trio.sleep(0.1)
+                    peer.read_on()
             assert cancel.scope.cancel_called
+            assert room.hub.streams == 0
+            assert room.hub.streams_of(1) == 0
+            assert not any(room.clock._slots)
+            assert trio.lowlevel.current_statistics().tasks_living == tasks
+            assert connection.watermark.state is State.ENDED
+            assert peer.named("closing") == []
+            assert peer.seqs == list(range(1, len(peer.seqs) + 1))
     finally:
         trio.lowlevel.remove_instrument(cancel)
-    assert room.hub.streams == 0
-    assert not room.hub.channels
-    assert room.hub.streams_of(1) == 0
-    assert trio.lowlevel.current_statistics().tasks_living == tasks
-    assert connection.watermark.state is State.ENDED
-    assert peer.named("closing") == []
-    assert peer.seqs == list(range(1, len(peer.seqs) + 1))
 
 
-async def test_streams_and_catch_up_together_lose_nothing(autojump_clock):
-    """The fast path loses, repeats and reorders; streams come and go and resume."""
+@pytest.mark.parametrize("k", range(1, 16))
+async def test_ended_at_any_step_a_stream_says_why_or_has_not_begun(
+    kind: str, autojump_clock, k: int
+):
+    end = CancelAt(k)
+    early = False
+    trio.lowlevel.add_instrument(end)
+    try:
+        async with open_room(kind, newest=25, page=10) as room:
+            room.store.takes = 0.01
+            room.store.feed.listen = 0.01
+            peer, connection = Peer(kind), room.connection(limits=LIMITS._replace(recheck=2))
+
+            class Ends:
+                """In place of a scope."""
+
+                cancel_called = False
+
+                def cancel(self) -> None:
+                    connection.end(ClosingReason.DRAIN)
+
+            end.scope = Ends()  # type: ignore[assignment]
+
+            async def stream() -> None:
+                nonlocal early
+                end.root = trio.lowlevel.current_task()
+                try:
+                    await run(connection, peer, cursor=0)
+                except EndedEarly:
+                    early = True
+
+            room.nursery.start_soon(stream)
+            for _ in range(30):
+                await trio.sleep(0.5)
+                if room.hub.streams:
+                    room.publish()
+            assert room.hub.streams == 0
+            assert connection.reason is ClosingReason.DRAIN
+            assert not any(room.clock._slots)
+            if early:
+                assert peer.started is None
+            else:
+                assert reason_of(peer) == ("drain", True)
+                assert peer.ended
+            assert peer.seqs == list(range(1, len(peer.seqs) + 1))
+    finally:
+        trio.lowlevel.remove_instrument(end)
+
+
+async def test_streams_and_catch_up_together_lose_nothing(kind: str, autojump_clock):
+    """The fast path loses, repeats, reorders and batches; streams come and go and resume."""
     chance = random.Random(5)
-    room = Room(newest=3)
-    room.store.takes = 0.005
-    catch_up = CatchUp(room.hub, room.store, reconcile=2, poll=1)  # type: ignore[arg-type]
-    got: list[list[int]] = [[] for _ in range(6)]
-    over = False
+    async with open_room(kind, newest=3) as room:
+        room.store.takes = 0.005
+        catch_up = CatchUp(room.hub, room.store, reconcile=2, poll=1)  # type: ignore[arg-type]
+        got: list[list[int]] = [[] for _ in range(6)]
+        over = False
 
-    async def read(number: int) -> None:
-        while not over or (got[number] or [0])[-1] < room.store.newest:
-            peer, connection = Peer(), room.connection()
-            cursor = got[number][-1] if got[number] else 0
-            async with trio.open_nursery() as nursery:
+        async def read(number: int) -> None:
+            while not over or (got[number] or [0])[-1] < room.store.newest:
+                peer, connection = Peer(kind), room.connection()
+                cursor = got[number][-1] if got[number] else 0
+                async with trio.open_nursery() as nursery:
 
-                async def leave(peer: Peer = peer) -> None:
-                    await trio.sleep(chance.uniform(0.01, 6))
-                    peer.leave()
+                    async def leave(peer: Peer = peer) -> None:
+                        await trio.sleep(chance.uniform(0.01, 3))
+                        if kind == "direct":
+                            peer.stop_reading(after=chance.randrange(200))
+                        await trio.sleep(chance.uniform(0.01, 1))
+                        peer.read_on()
+                        await trio.sleep(chance.uniform(0.01, 3))
+                        peer.leave()
 
-                nursery.start_soon(leave)
-                await room.run(connection, peer, cursor=cursor)
-            got[number] += peer.seqs
+                    nursery.start_soon(leave)
+                    await run(connection, peer, cursor=cursor)
+                got[number] += peer.seqs
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(catch_up.serve)
-        async with trio.open_nursery() as readers:
-            for number in range(6):
-                readers.start_soon(read, number)
-            for _ in range(400):
-                seq = room.store_message()
-                for _ in range(chance.choice([0, 1, 1, 1, 2])):
-                    late = chance.choice([0, 0, 0, 0.01, 0.1, 1])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(catch_up.serve)
+            nursery.start_soon(room.hub.serve)
+            async with trio.open_nursery() as readers:
+                for number in range(6):
+                    readers.start_soon(read, number)
+                for _ in range(200):
+                    batch = [room.store_message() for _ in range(chance.choice([1, 1, 2, 4]))]
+                    for _ in range(chance.choice([0, 1, 1, 1, 2])):
+                        late = chance.choice([0, 0, 0, 0.01, 0.1, 1])
+                        chance.shuffle(batch)
 
-                    async def deliver(seq: int = seq, late: float = late) -> None:
-                        await trio.sleep(late)
-                        room.hub.deliver([(42, record(seq))])
+                        async def deliver(batch: list[int] = batch[:], late: float = late) -> None:
+                            await trio.sleep(late)
+                            room.hub.deliver([(42, record(seq)) for seq in batch])
 
-                    readers.start_soon(deliver)
-                await trio.sleep(chance.expovariate(20))
-            over = True
-        nursery.cancel_scope.cancel()
-    for seqs in got:
-        assert seqs == list(range(1, 404))
-    assert room.hub.streams == 0
+                        readers.start_soon(deliver)
+                    await trio.sleep(chance.expovariate(10))
+                over = True
+            nursery.cancel_scope.cancel()
+        for seqs in got:
+            assert seqs == list(range(1, room.store.newest + 1))
+        assert room.hub.streams == 0

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.frames import Frame
+from protocol.frames import Frame, join_frames
 from server.live.watermark import MAX_GATHERED, Event, State, Watermark
 from tests.server.live.fakes import frame, frames
 
@@ -61,6 +61,47 @@ def test_a_live_stream_is_given_the_next_frame_and_no_other():
     assert mark.seq == 6
 
 
+def test_the_next_batch_is_handed_on_as_it_is():
+    mark = live(5)
+    batch = join_frames(frames(6, 7, 8))
+    assert mark.offer(batch) is batch
+    assert mark.seq == 8
+    assert mark.offer(batch) is None, "again"
+    assert state(mark) is State.LIVE
+
+
+def test_of_a_batch_that_it_has_begun_only_the_rest_is_handed_on():
+    mark = live(5)
+    due = mark.offer(join_frames(frames(4, 5, 6, 7)))
+    assert due is not None
+    assert due.plain == b"".join(each.plain for each in frames(6, 7))
+    assert (due.first, due.seq, mark.seq) == (6, 7, 7)
+    lone = mark.offer(join_frames(frames(7, 8)))
+    assert lone is not None
+    assert lone.chunked == frame(8).chunked
+    assert state(mark) is State.LIVE
+
+
+def test_a_batch_after_a_gap_gathers_message_by_message():
+    mark = live(5)
+    assert mark.offer(join_frames(frames(8, 9, 10))) is None
+    assert state(mark) is State.BEHIND
+    assert seqs(mark.replay(frames(6, 7, 8))) == [6, 7, 8]
+    assert seqs(mark.join(10)) == [9, 10]
+    assert state(mark) is State.LIVE
+
+
+def test_a_batch_larger_than_what_may_gather_is_read_from_the_store():
+    mark = Watermark(0)
+    mark.offer(join_frames(frames(*range(1, MAX_GATHERED + 3))))
+    assert mark._gathered is not None
+    assert len(mark._gathered) == MAX_GATHERED
+    assert mark.join(MAX_GATHERED + 2) == []
+    assert state(mark) is State.BEHIND
+    assert seqs(mark.replay(frames(1, 2, 3))) == [1, 2, 3]
+    assert mark._gathered is None, "what did not fit is not kept"
+
+
 def test_what_gathers_while_it_reads_is_joined_without_a_seam():
     mark = Watermark(2)
     for seq in (4, 5, 6, 6, 7):
@@ -111,7 +152,10 @@ def test_an_ended_stream_is_given_nothing():
     assert state(mark) is State.ENDED
 
 
-@settings(max_examples=200)
+STEPS = ["message", "message", "lost", "again", "early", "batch", "overlap", "read"]
+
+
+@settings(max_examples=300)
 @given(st.data())
 def test_any_interleaving_is_given_out_without_holes_or_repeats(data: st.DataObject):
     """The channel hands out 1..n in order (some of it lost on the way, repeated, or late); the
@@ -121,7 +165,7 @@ def test_any_interleaving_is_given_out_without_holes_or_repeats(data: st.DataObj
     mark = Watermark(cursor)
     out: list[int] = []
     for _ in range(data.draw(st.integers(0, 40))):
-        match data.draw(st.sampled_from(["message", "message", "lost", "again", "early", "read"])):
+        match data.draw(st.sampled_from(STEPS)):
             case "message":
                 newest += 1
                 if mark.offer(frame(newest)):
@@ -135,6 +179,13 @@ def test_any_interleaving_is_given_out_without_holes_or_repeats(data: st.DataObj
                     newest = max(newest, seq)
                     if mark.offer(frame(seq)):
                         out.append(seq)
+            case "batch" | "overlap" as what:
+                first = newest + 1 if what == "batch" else data.draw(st.integers(1, newest + 2))
+                last = first + data.draw(st.integers(0, 5))
+                newest = max(newest, last)
+                given_out = mark.offer(join_frames(frames(*range(first, last + 1))))
+                if given_out is not None:
+                    out += seqs(list(given_out.parts) or [given_out])
             case "read":
                 if mark.state is State.LIVE:
                     continue
