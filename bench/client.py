@@ -354,18 +354,13 @@ class Posts:
                 self._again(post)
                 continue
             post.received = data = post.received + data if post.received else data
-            complete, stays = _answer_in(data)
-            if not complete:
+            if not _is_whole(data):
                 continue
             if data[9:10] != b"2":
                 raise Refused(f"status {data[9:12].decode('ascii', 'replace')} for a POST")
             del self._busy[fd]
             post.received = b""
             self.answered += 1
-            if not stays:
-                self._epoll.unregister(fd)
-                post.sock.close()
-                post.sock = self._connect()
             self._free.append(post)
 
     def _renew(self, fd: int) -> None:
@@ -394,7 +389,7 @@ class Posts:
         assert sent == len(post.request)
 
     def _again(self, post: _Post) -> None:
-        """Servers may close an idle connection just as we use it; that is no answer."""
+        """The server closed it just as we used it, or after its last answer: ask on a new one."""
         if post.received:
             raise Refused("a POST's answer was cut off")
         fd = post.sock.fileno()
@@ -406,21 +401,20 @@ class Posts:
         self._send(post)
 
 
-def _answer_in(data: bytes) -> tuple[bool, bool]:
-    """(whether a whole HTTP/1.1 answer is there, whether its connection stays open)."""
+def _is_whole(data: bytes) -> bool:
+    """Whether an HTTP/1.1 answer is there with all of its body."""
     end = data.find(b"\r\n\r\n")
     if end < 0:
-        return False, True
+        return False
     head = data[:end].lower()
-    stays = b"connection: close" not in head
     at = head.find(b"content-length:")
     if at >= 0:
         stop = head.find(b"\r", at)
         length = int(head[at + 15 : stop if stop >= 0 else end])
-        return len(data) >= end + 4 + length, stays
+        return len(data) >= end + 4 + length
     if b"transfer-encoding: chunked" in head:
-        return data.endswith(b"\r\n0\r\n\r\n"), stays
-    return True, stays  # 204
+        return data.endswith(b"\r\n0\r\n\r\n")
+    return True  # 204
 
 
 class Meter:

@@ -24,6 +24,9 @@ def test_a_fan_out_counts_every_event_of_every_stream():
         assert sample.values["events_per_second"] > 1000
         assert sample.values["bytes_per_event"] == pytest.approx(111, abs=0.5)
         assert sample.values["lost"] == 0
+        # Busy time per second is time per event times events per second.
+        busy = sample.values["cpu_us_per_event"] * sample.values["events_per_second"] / 1e6
+        assert busy == pytest.approx(sample.values["server_busy"])
 
 
 def test_our_engine_runs_the_peers_application():
