@@ -5,9 +5,6 @@ added delay when idle. Items of one key keep their order and are never in two ba
 so a key that has to wait (a locked channel) holds up no other.
 """
 
-import heapq
-import itertools
-import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
@@ -19,6 +16,7 @@ import trio
 
 from storage.contract import StoreUnavailable
 from storage.failures import describe
+from storage.waiting import Deadlines, Waiter
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,29 +34,10 @@ A lock on a channel's row is held for one commit, a millisecond or a few."""
 BUSY_PAUSE_LIMIT = 0.2
 
 
-class _Waiter:
-    """A task that waits for its outcome; nobody, once it has it, was too late or has left."""
-
-    __slots__ = ("task",)
-
-    def __init__(self, task: trio.lowlevel.Task) -> None:
-        self.task: trio.lowlevel.Task | None = task
-
-    def answer(self, result: outcome.Outcome[Any]) -> None:
-        if self.task is not None:
-            trio.lowlevel.reschedule(self.task, result)
-            self.task = None
-
-    def leave(self, _: object) -> trio.lowlevel.Abort:
-        """Trio's, when the task is cancelled."""
-        self.task = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-
 class _Entry(Generic[Item]):
     __slots__ = ("item", "waiter")
 
-    def __init__(self, item: Item, waiter: _Waiter) -> None:
+    def __init__(self, item: Item, waiter: Waiter[Any]) -> None:
         self.item = item
         self.waiter = waiter
 
@@ -109,10 +88,7 @@ class Batcher(Generic[Item, Result]):
         self._ready: deque[Hashable] = deque()
         """Keys with items waiting and no batch in flight: each at most once."""
         self._idle = trio.lowlevel.ParkingLot()
-        self._deadlines: list[tuple[float, int, _Waiter]] = []
-        """A heap: one timer for all, where a cancel scope for each would cost 10 us."""
-        self._numbers = itertools.count()
-        self._due = trio.Event()
+        self._deadlines: Deadlines[Result] = Deadlines(lambda: outcome.Error(StoreUnavailable()))
         self._nursery: trio.Nursery | None = None
         self._ended = False
 
@@ -126,7 +102,7 @@ class Batcher(Generic[Item, Result]):
         """
         if self._waiting >= self._max_waiting or self._ended:
             raise StoreUnavailable
-        waiter = _Waiter(trio.lowlevel.current_task())
+        waiter: Waiter[Result] = Waiter()
         key = self._key(item)
         lane = self._keys.get(key)
         if lane is None:
@@ -134,19 +110,15 @@ class Batcher(Generic[Item, Result]):
             self._make_ready(key)
         lane.entries.append(_Entry(item, waiter))
         self._waiting += 1
-        deadline = trio.current_time() + seconds
-        if not self._deadlines or deadline < self._deadlines[0][0]:
-            self._due.set()
-        heapq.heappush(self._deadlines, (deadline, next(self._numbers), waiter))
-        result: Result = await trio.lowlevel.wait_task_rescheduled(waiter.leave)
-        return result
+        self._deadlines.add(waiter, trio.current_time() + seconds)
+        return await waiter.wait()
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run batches until cancelled; what waits then gets `StoreUnavailable`."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._serve_deadlines)
+                nursery.start_soon(self._deadlines.serve)
                 for _ in range(self._lanes):
                     nursery.start_soon(self._serve_lane)
                 task_status.started()
@@ -160,16 +132,6 @@ class Batcher(Generic[Item, Result]):
             self._deadlines.clear()
             self._ready.clear()
             self._waiting = 0
-
-    async def _serve_deadlines(self) -> None:
-        deadlines = self._deadlines
-        while True:
-            self._due = trio.Event()
-            now = trio.current_time()
-            while deadlines and (deadlines[0][0] <= now or deadlines[0][2].task is None):
-                heapq.heappop(deadlines)[2].answer(outcome.Error(StoreUnavailable()))
-            with trio.move_on_at(deadlines[0][0] if deadlines else math.inf):
-                await self._due.wait()
 
     async def _serve_lane(self) -> None:
         while True:

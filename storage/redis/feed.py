@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Literal
 
+import outcome
 import structlog
 import trio
 
@@ -19,6 +20,7 @@ from storage.failures import describe
 from storage.metrics import EVICTIONS, REDIS_ROUND_TRIPS
 from storage.redis import Keys
 from storage.redis.client import Client, Connection, RedisFailed
+from storage.waiting import Deadlines, Waiter
 
 log = structlog.get_logger("storage")
 
@@ -29,6 +31,23 @@ RECONNECT_SECONDS = 0.5
 """Between tries, jittered by half."""
 MAX_SUBSCRIBE = 1000
 """Channels in one SUBSCRIBE."""
+
+
+class _Subscription:
+    """A channel that is wanted."""
+
+    __slots__ = ("confirmed", "waiters")
+
+    def __init__(self) -> None:
+        self.confirmed = False
+        """By Redis, on the connection that there is."""
+        self.waiters: list[Waiter[bool]] | None = None
+
+    def confirm(self) -> None:
+        self.confirmed = True
+        for waiter in self.waiters or ():
+            waiter.answer(outcome.Value(True))
+        self.waiters = None
 
 
 class Feed:
@@ -58,8 +77,8 @@ class Feed:
         self._on_records = on_records
         self._on_evicted = on_evicted
         self._on_missed = on_missed
-        self._wanted: dict[int, trio.Event] = {}
-        """Channel → set while Redis has confirmed the subscription."""
+        self._wanted: dict[int, _Subscription] = {}
+        self._deadlines: Deadlines[bool] = Deadlines(lambda: outcome.Value(False))
         self._pending: set[int] = set()
         self._dropped: set[int] = set()
         self._changed = trio.Event()
@@ -70,7 +89,7 @@ class Feed:
         """Listen to a channel from now on."""
         self._dropped.discard(channel_id)
         if channel_id not in self._wanted:
-            self._wanted[channel_id] = trio.Event()
+            self._wanted[channel_id] = _Subscription()
             self._pending.add(channel_id)
             self._changed.set()
 
@@ -84,16 +103,24 @@ class Feed:
     async def listening(self, channel_id: int, *, seconds: float) -> bool:
         """Wait until a wanted channel is subscribed, at most `seconds`; not at all if Redis is
         known to be down."""
-        confirmed = self._wanted.get(channel_id)
-        if confirmed is None or not self._breaker.up:
+        wanted = self._wanted.get(channel_id)
+        if wanted is None or not self._breaker.up:
             return False
-        if not confirmed.is_set():
-            with trio.move_on_after(seconds):
-                await confirmed.wait()
-        return confirmed.is_set()
+        if wanted.confirmed:
+            return True
+        waiter: Waiter[bool] = Waiter()
+        wanted.waiters = wanted.waiters or []
+        wanted.waiters.append(waiter)
+        self._deadlines.add(waiter, trio.current_time() + seconds)
+        return await waiter.wait()
 
     async def serve(self) -> None:
         """Keep a connection until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._deadlines.serve)
+            await self._keep_connected()
+
+    async def _keep_connected(self) -> None:
         while True:
             if self._breaker.up:
                 try:
@@ -107,9 +134,8 @@ class Feed:
                         self._on_missed()
                     self._pending = set(self._wanted)
                     self._dropped.clear()
-                    for channel_id, event in self._wanted.items():
-                        if event.is_set():
-                            self._wanted[channel_id] = trio.Event()
+                    for wanted in self._wanted.values():
+                        wanted.confirmed = False
             else:
                 self._dropped.clear()  # nobody has it
             await trio.sleep(RECONNECT_SECONDS * random.uniform(0.5, 1.0))
@@ -147,9 +173,9 @@ class Feed:
                         with suppress(ValueError):  # not ours
                             records.append((self._keys.channel_of(name), Record.decode(raw)))
                     case [b"subscribe", name, _] if name != self._keys.control:
-                        confirmed = self._wanted.get(self._keys.channel_of(name))
-                        if confirmed is not None:
-                            confirmed.set()
+                        wanted = self._wanted.get(self._keys.channel_of(name))
+                        if wanted is not None:
+                            wanted.confirm()
                     case RedisFailed():
                         raise answer
             self._hand_over(records, evictions)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 import redis
 import trio
 
@@ -63,6 +64,40 @@ async def test_a_connection_lost_in_two_ways_at_once_is_replaced(autojump_clock:
         await feed.serve()  # which must not raise
     assert client.connections == 2
     assert len(missed) >= 3, "connected, lost, connected again"
+
+
+class SilentClient:
+    """Neither connects nor says that it cannot."""
+
+    async def connect(self) -> Any:
+        await trio.sleep_forever()
+
+
+async def test_who_listens_waits_for_redis_no_longer_than_told(autojump_clock: Any):
+    client: Any = SilentClient()
+    feed = Feed(
+        client,
+        KEYS,
+        breaker=Breaker("redis", tolerance=10, on_change=lambda _: None),
+        on_records=lambda _: None,
+        on_evicted=lambda _: None,
+        on_missed=lambda: None,
+    )
+    took: dict[float, float] = {}
+
+    async def listen(seconds: float) -> None:
+        started = trio.current_time()
+        assert await feed.listening(7, seconds=seconds) is False
+        took[seconds] = trio.current_time() - started
+
+    feed.want(7)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed.serve)
+        async with trio.open_nursery() as listeners:
+            for seconds in (0.5, 0.2, 1.0):
+                listeners.start_soon(listen, seconds)
+        nursery.cancel_scope.cancel()
+    assert took == pytest.approx({0.5: 0.5, 0.2: 0.2, 1.0: 1.0})
 
 
 @asynccontextmanager
