@@ -21,7 +21,7 @@ settings.load_profile("shared")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    marks = [*(["http1"] if WIRE.http2 else []), *(["plain"] if WIRE.tls else [])]
+    marks = [*(["http1"] if WIRE.http2 else []), *(["once"] if WIRE.path != "ours" else [])]
     left_out = {item for item in items if any(map(item.get_closest_marker, marks))}
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=list(left_out))

@@ -477,7 +477,7 @@ def test_the_therapists_stream_does_not_depend_on_the_clients_subscription(chat:
 def test_a_stream_ends_with_its_session_and_the_lease(with_trials: Chat):
     chat = with_trials
     pair = chat.pair()
-    token = chat.token(pair.therapist, exp=int(time.time()) + 1)
+    token = chat.token(pair.therapist, exp=int(time.time()) + 2)
     began = time.monotonic()
     with Events(
         chat.port, f"/api/chat/{pair.channel_id}", {"authorization": f"Bearer {token}"}
@@ -490,7 +490,7 @@ def test_a_stream_ends_with_its_session_and_the_lease(with_trials: Chat):
 def test_a_ticket_stream_ends_with_the_session_that_asked_for_it(with_trials: Chat):
     chat = with_trials
     pair = chat.pair()
-    token = chat.token(pair.therapist, exp=int(time.time()) + 1)
+    token = chat.token(pair.therapist, exp=int(time.time()) + 2)
     headers = {"authorization": f"Bearer {token}"}
     ticket = chat.client.post("/api/chat/ticket", headers=headers).json()["ticket"]
     with chat.stream(f"{pair.channel_id}?ticket={ticket}", None) as events:

@@ -24,7 +24,7 @@ MESSAGES = 3
 WAIT_SECONDS = 40.0
 
 # What 2,000 streams cause behind the server is the same whatever they speak.
-pytestmark = pytest.mark.plain
+pytestmark = pytest.mark.once
 
 
 class Caller(NamedTuple):
