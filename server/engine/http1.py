@@ -16,6 +16,8 @@ bare LF, folded lines, spaces and NUL in names, sizes out of range); what it let
 in `_check_head`.
 """
 
+import gc
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -58,6 +60,10 @@ GOODBYE_SECONDS = 1.0
 MAX_TURNED_AWAY = 200
 """Connections over the limit that are told so at one time; further ones are just closed."""
 SWEEP_SECONDS = 0.5
+CROWD = 1000
+CROWD_GONE_SECONDS = 2.0
+"""So many connections are worth a full collection when they have left; for those who are still
+there it takes some ms."""
 SWEEP_TOGETHER = 32
 """Connections that are ended in one turn, which takes some ms: then others are served."""
 
@@ -168,10 +174,21 @@ class Engine:
 
     async def sweep(self) -> None:
         """End connections that are over their time, until cancelled."""
+        most, few_since = 0, math.inf
         while True:
             await trio.sleep(SWEEP_SECONDS)
-            CONNECTIONS_OPEN.set(self.connections)
             now = trio.current_time()
+            most = max(most, self.connections)
+            if most < CROWD or self.connections > most // 8:
+                few_since = math.inf
+            elif few_since is math.inf:
+                few_since = now
+            elif now - few_since > CROWD_GONE_SECONDS:
+                # What Python keeps for the next ones holds on to their memory until a full
+                # collection, and the worker has set those to come almost never.
+                gc.collect()
+                most = self.connections
+            CONNECTIONS_OPEN.set(self.connections)
             for waiting, seconds in (
                 (self.waiting_for_head, self.limits.head_seconds),
                 (self.idle, self.limits.idle_seconds),
