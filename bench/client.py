@@ -77,7 +77,7 @@ class Streams:
         bytes: received since then, chunk frames and heartbeats included.
         latencies: seconds, of the stamps that `read_stamps` found.
         lost: streams that the server ended.
-        turned_away: times that a new stream was told to come back later, and did.
+        turned_away: times that a new stream was not let in, and came back later.
     """
 
     def __init__(self, addresses: Sequence[Address]) -> None:
@@ -129,14 +129,14 @@ class Streams:
     ) -> list[float]:
         """Open a stream for each request, a bounded number of them at once.
 
-        Who gets a 503 comes back a second later, as browsers and `Retry-After` have it, and is
-        still timed from its first attempt.
+        Who gets a 503, or is cut off before the page is whole, comes back a second later, as a
+        browser would, and is still timed from its first attempt.
 
         Returns:
             For each, in the order of completion, seconds from connecting to its whole page.
 
         Raises:
-            Refused: one got yet another status, was ended, or took too long.
+            Refused: one got yet another status, or they took too long.
         """
         waiting = deque(requests)
         took: list[float] = []
@@ -206,10 +206,11 @@ class Streams:
         self._epoll.register(sock.fileno(), select.EPOLLOUT)
 
     def _greet(self, fd: int, opening: _Opening) -> None:
-        problem = opening.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if problem:
-            raise Refused(f"connect: {errno.errorcode.get(problem, problem)}")
-        sent = opening.sock.send(opening.request)
+        try:
+            sent = opening.sock.send(opening.request)
+        except OSError:
+            self._try_again(fd, opening)
+            return
         assert sent == len(opening.request)
         opening.sent = True
         self._epoll.modify(fd, select.EPOLLIN)
@@ -219,8 +220,11 @@ class Streams:
             data = opening.sock.recv(BUFFER_BYTES)
         except BlockingIOError:
             return
+        except OSError:
+            data = b""
         if not data:
-            raise Refused("a stream was ended before its first page")
+            self._try_again(fd, opening)
+            return
         opening.received += data
         if not opening.head_seen:
             head, end, rest = opening.received.partition(b"\r\n\r\n")
@@ -228,11 +232,7 @@ class Streams:
                 return
             status = head[9:12]
             if status == b"503":
-                self.turned_away += 1
-                again = time.perf_counter() + RETRY_SECONDS
-                self._later.append((again, opening.request, opening.began))
-                del self._opening[fd]
-                opening.sock.close()
+                self._try_again(fd, opening)
                 return
             if status != b"200":
                 raise Refused(f"status {status.decode('ascii', 'replace')} for a stream")
@@ -242,6 +242,13 @@ class Streams:
         took.append(time.perf_counter() - opening.began)
         del self._opening[fd]
         self._sockets[fd] = opening.sock
+
+    def _try_again(self, fd: int, opening: _Opening) -> None:
+        self.turned_away += 1
+        again = time.perf_counter() + RETRY_SECONDS
+        self._later.append((again, opening.request, opening.began))
+        del self._opening[fd]
+        opening.sock.close()
 
     def _receive(self, fd: int) -> int:
         other = self._others.get(fd)

@@ -216,12 +216,13 @@ def _connect(results: Results) -> str:
                     _show(results.summary(connect.NAME, subject, case, "seconds"), ".1f"),
                     _show(results.summary(connect.NAME, subject, case, "p50_ms"), ",.0f"),
                     _show(results.summary(connect.NAME, subject, case, "p99_ms"), ",.0f"),
+                    _show(results.summary(connect.NAME, subject, case, "turned_away"), ".0%"),
                 ]
             yield row
 
     head = ["", "cold /s", "new streams /s"]
     for case in storms:
-        head += [f"{case}: seconds", "p50 ms", "p99 ms"]
+        head += [f"{case}: seconds", "p50 ms", "p99 ms", "turned away"]
     return _table(head, rows())
 
 

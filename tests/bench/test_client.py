@@ -111,30 +111,47 @@ def test_a_stream_is_complete_with_its_whole_page():
         assert len(streams) == 1
 
 
-def test_who_is_told_to_come_back_later_does_and_is_timed_from_the_first_attempt():
+@pytest.mark.parametrize(
+    "turned_away", [b"HTTP/1.1 503 Service Unavailable\r\n\r\n", b"", HEAD[:-1], HEAD + b"data: ~"]
+)
+def test_who_is_turned_away_comes_back_and_is_timed_from_the_first_attempt(turned_away):
     def serve(listener):
         with accept(listener) as sock:
             time.sleep(0.3)
-            sock.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+            sock.sendall(turned_away)
         with accept(listener) as sock:
-            sock.sendall(HEAD)
+            sock.sendall(HEAD + b"data: ~1\n\ndata: ~2\n\n")
 
     with serving(serve) as address, Streams([address]) as streams:
-        (took,) = streams.open([REQUEST], page=Page())
+        (took,) = streams.open([REQUEST], page=Page(b"", 2))
         assert streams.turned_away == 1
         assert took >= 1.3
 
 
-@pytest.mark.parametrize(
-    "answer", [b"HTTP/1.1 401 Unauthorized\r\n\r\n", b"HTTP/1.1 200 OK\r\n", b""]
-)
-def test_a_stream_that_does_not_open_is_said(answer):
+def test_a_stream_that_is_refused_is_said():
     def serve(listener):
         with accept(listener) as sock:
-            sock.sendall(answer)
+            sock.sendall(b"HTTP/1.1 401 Unauthorized\r\n\r\n")
 
-    with serving(serve) as address, Streams([address]) as streams, pytest.raises(Refused):
+    with (
+        serving(serve) as address,
+        Streams([address]) as streams,
+        pytest.raises(Refused, match="401"),
+    ):
         streams.open([REQUEST], page=Page())
+
+
+def test_a_stream_that_never_opens_is_said():
+    def serve(listener):
+        with accept(listener) as sock:
+            sock.sendall(HEAD)
+            assert ended.wait(SECONDS)
+
+    ended = threading.Event()
+    with serving(serve) as address, Streams([address]) as streams:
+        with pytest.raises(Refused, match="1 of 1"):
+            streams.open([REQUEST], page=Page(b"hello"), seconds=0.3)
+        ended.set()
 
 
 @pytest.mark.parametrize(
