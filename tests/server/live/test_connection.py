@@ -801,6 +801,23 @@ async def test_the_reason_comes_after_the_whole_of_a_frame_that_was_begun(autoju
     assert opened.peer.ended
 
 
+async def test_a_reader_that_drips_does_not_hold_up_the_end(autojump_clock):
+    async with open_room("direct") as room:
+        opened = room.opened()
+        await trio.sleep(1)
+        opened.peer.stop_reading()
+        room.publish(3)
+        await trio.sleep(1)
+        opened.connection.end(ClosingReason.DRAIN)
+        ended = trio.current_time()
+        for _ in range(20):
+            await trio.sleep(GOODBYE_SECONDS / 2 - 0.1)
+            opened.peer.read_on(1)
+            if opened.done:
+                break
+        assert trio.current_time() - ended < 1.5 * GOODBYE_SECONDS
+
+
 async def test_a_stream_that_is_ended_before_its_beginning_is_out_is_whole(
     kind: str, autojump_clock
 ):

@@ -141,7 +141,7 @@ async def test_a_reader_that_takes_nothing_is_too_slow():
         started = trio.current_time()
         with pytest.raises(trio.TooSlowError):
             await wire.flush(seconds=0.2)
-        assert 0.2 <= trio.current_time() - started < 1
+        assert 0.2 <= trio.current_time() - started < 5
         assert not wire.gone
 
 
@@ -153,15 +153,15 @@ async def test_a_reader_that_takes_some_has_its_time_again():
         async with trio.open_nursery() as nursery:
 
             async def read() -> None:
-                while trio.current_time() - started < 1.2:
+                while trio.current_time() - started < 1.6:
                     await trio.sleep(0.1)
-                    await peer.receive_some(512 * 1024)
+                    await peer.receive_some(384 * 1024)
                 await read_all(peer)
 
             nursery.start_soon(read)
-            await wire.flush(seconds=0.6)
+            await wire.flush(seconds=1)
             wire.half_close()
-        assert trio.current_time() - started > 0.6
+        assert trio.current_time() - started > 1
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["nothing kept", "some kept"])
