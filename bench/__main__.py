@@ -1,9 +1,11 @@
 """`python -m bench run` measures; `python -m bench report` writes docs/performance.md."""
 
 import gc
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +26,9 @@ from bench.verdict import verdict
 
 SCENARIOS = {module.NAME: module for module in (fanout, pairs, idle, connect, requests)}
 RESULTS = WORK / "results"
+MEASUREMENT_FAILS = (
+    Refused, OSError, psycopg.Error, psutil.Error, subprocess.SubprocessError, AssertionError,
+)  # fmt: skip
 TABLE_WIDTH = 140
 QUIET = 0.1
 """Share of the machine that something else may take before a run is worth a warning."""
@@ -70,7 +75,7 @@ def run(
     machine = describe_machine() | {"busy with other things": f"{others:.0%}"}
     started = datetime.now(UTC).isoformat(timespec="seconds").removesuffix("+00:00") + "Z"
     gc.disable()  # the client makes no cycles, and must not stop to look for them
-    with client_on([CLIENT_CORE]):
+    with client_on([CLIENT_CORE]), _interruptible(failed):
         for name in _chosen(scenario, list(SCENARIOS)):
             for sample in SCENARIOS[name].run(plan):
                 samples.append(sample)
@@ -112,9 +117,18 @@ def _guarded(what: str, measured: Iterator[Sample], failed: list[str]) -> Iterat
     """What cannot be measured is said, and the rest goes on."""
     try:
         yield from measured
-    except (Refused, OSError, psycopg.Error, psutil.Error, AssertionError) as error:
+    except MEASUREMENT_FAILS as error:
         failed.append(f"{what}: {type(error).__name__} {error}".strip())
         console.print(f"        given up: {failed[-1]}", style="red")
+
+
+@contextmanager
+def _interruptible(failed: list[str]) -> Iterator[None]:
+    """Ctrl-C ends the measuring, and keeps what was measured."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        failed.append("the rest: interrupted")
 
 
 def _chosen(text: str, known: list[str]) -> list[str]:

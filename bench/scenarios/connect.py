@@ -89,14 +89,16 @@ def _open(
         meter = Meter()
         took = streams.open(requests, page=page, in_flight=in_flight)
         seconds, client_busy = meter.seconds, meter.busy
+        cpu = server.cpu_seconds - cpu
         took.sort()
         return {
+            "cpu_us_per_stream": cpu / len(took) * 1e6,
             "streams_per_second": len(took) / seconds,
             "seconds": seconds,
             "p50_ms": percentile(took, 0.5) * 1000,
             "p99_ms": percentile(took, 0.99) * 1000,
             "turned_away": streams.turned_away / len(took),
-            "server_busy": (server.cpu_seconds - cpu) / seconds,
+            "server_busy": cpu / seconds,
             "client_busy": client_busy,
         }
 

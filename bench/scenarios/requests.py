@@ -32,9 +32,11 @@ def measure(name: str, processes: int, number: int, seconds: float) -> Iterator[
         clients = [Posts(address, share) for address in server.addresses]
         try:
             _post_for(clients, request, WARM_SECONDS)
-            answered, cpu = sum(posts.answered for posts in clients), server.cpu_seconds
+            before, cpu = sum(posts.answered for posts in clients), server.cpu_seconds
             meter = _post_for(clients, request, seconds)
             took, client_busy = meter.seconds, meter.busy
+            answered = sum(posts.answered for posts in clients) - before
+            cpu = server.cpu_seconds - cpu
             yield Sample(
                 scenario=NAME,
                 subject=name,
@@ -42,9 +44,9 @@ def measure(name: str, processes: int, number: int, seconds: float) -> Iterator[
                 processes=processes,
                 round=number,
                 values={
-                    "posts_per_second": (sum(posts.answered for posts in clients) - answered)
-                    / took,
-                    "server_busy": (server.cpu_seconds - cpu) / took,
+                    "posts_per_second": answered / took,
+                    "cpu_us_per_post": cpu / answered * 1e6,
+                    "server_busy": cpu / took,
                     "client_busy": client_busy,
                 },
             )
