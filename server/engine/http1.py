@@ -59,6 +59,8 @@ GOODBYE_SECONDS = 1.0
 """For the client of a stream that has ended to leave by itself."""
 MAX_TURNED_AWAY = 200
 """Connections over the limit that are told so at one time; further ones are just closed."""
+SPEAK_SECONDS = 1.0
+"""In which an honest client has sent its head, where there is no room for those that do not."""
 SWEEP_SECONDS = 0.5
 CROWD = 1000
 CROWD_GONE_SECONDS = 2.0
@@ -218,11 +220,19 @@ class Engine:
         return self._date
 
     def _make_room(self) -> bool:
-        """Whoever says nothing goes first, the longest silent before the others."""
-        for waiting in (self.idle, self.waiting_for_head):
+        """Whoever had time to say something and did not goes first, then the idle: they have been
+        clients. The longest silent before the others."""
+        now = trio.current_time()
+        for waiting, seconds in (
+            (self.waiting_for_head, SPEAK_SECONDS),
+            (self.idle, 0.0),
+            (self.waiting_for_head, 0.0),
+        ):
             if waiting:
-                next(iter(waiting)).give_up()
-                return True
+                connection, since = next(iter(waiting.items()))
+                if now - since >= seconds:
+                    connection.give_up()
+                    return True
         return False
 
     async def _turn_away(self, wire: Wire) -> None:
