@@ -1187,6 +1187,24 @@ async def test_who_has_not_said_anything_yet_makes_room_after_the_idle_ones():
                 await leaves.ended()
 
 
+async def test_who_had_time_to_speak_and_did_not_makes_room_before_the_idle_ones(patient_clock):
+    limits = sized(connections=2)
+    async with (
+        serving(Recorder(), limits) as served,
+        served.connect() as idle,
+        served.connect() as silent,
+    ):
+        await idle.send(HELLO)
+        assert (await idle.answer()).status == 200
+        await trio.sleep(2)
+        async with served.connect() as third:
+            await third.send(HELLO)
+            assert (await third.answer()).status == 200
+            await silent.ended()
+            await idle.send(HELLO)
+            assert (await idle.answer()).status == 200
+
+
 async def test_a_full_engine_says_so_and_lets_nobody_go_who_is_served():
     limits = sized(connections=2)
     async with (
