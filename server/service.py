@@ -152,7 +152,7 @@ class Service:
                 stream.end(ClosingReason.CHAT_DISABLED)
 
     async def drain(self, in_flight: Callable[[], int], *, refuse: bool) -> None:
-        """End every stream, spread over the drain's time, and let requests finish.
+        """End every stream, spread over the drain's time. What else is under way goes on.
 
         Args:
             in_flight: how many requests are being answered, streams included.
@@ -166,10 +166,14 @@ class Service:
         random.shuffle(streams)  # or the newest would always live longest
         started = trio.current_time()
         for index, stream in enumerate(streams):
-            await trio.sleep_until(started + window * index / len(streams))
+            due = started + window * index / len(streams)
+            if trio.current_time() < due:  # a turn of a busy loop is longer than a stream's share
+                await trio.sleep_until(due)
             stream.end(ClosingReason.DRAIN)
         with trio.move_on_after(FINISH_SECONDS):
-            while in_flight():
+            # Those that are refused nothing may still begin streams. Where others are, requests
+            # come without an end, and would be waited for until nobody takes them any more.
+            while not refuse and in_flight():
                 for stream in self.hub.all_streams():
                     stream.end(ClosingReason.DRAIN)
                 await trio.sleep(0.02)
