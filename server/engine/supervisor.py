@@ -49,7 +49,7 @@ class Supervisor:
         await nursery.start(supervisor.run)   # returns when all of them serve
 
     Args:
-        sock: it listens; the workers accept. Whoever made it closes it.
+        sock: it listens; the workers accept. Closed when they are told to end.
         workers: how many.
         env: of the workers.
         drain_seconds: `Settings.drain_seconds`, which the workers are given to end.
@@ -318,6 +318,9 @@ class Supervisor:
 
     async def _end_workers(self) -> None:
         """SIGTERM, and SIGKILL to who is still there after the drain."""
+        # From here on it is open as long as a worker accepts. After that, nobody must be let in
+        # only to wait for our own end.
+        self._sock.close()
         self._signal(signal.SIGTERM)
         deadline = trio.current_time() + self._end_seconds
         while any(worker.poll() is None for worker in self._living()):
