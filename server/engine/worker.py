@@ -42,10 +42,13 @@ WRONG_SETTINGS = 3
 """The exit status that no restart can change."""
 
 END_SECONDS = 15.0
-"""From SIGTERM to the end, over `drain_seconds`: the three below, and a second or two."""
+"""From SIGTERM to the end, over `drain_seconds`: the four below, and a second or so."""
 
 DRAIN_MARGIN_SECONDS = 5.0
 """For sends in flight and the last bytes of the last stream."""
+
+FAREWELL_SECONDS = 0.5
+"""Before the end, for who uses a connection again and again: to be told that it closes."""
 
 GRACE_SECONDS = 3.0
 """After the drain, for what still holds a connection."""
@@ -203,9 +206,9 @@ class Worker:
         await self._ending.wait()
         # Whatever hangs from here on: the kernel ends us. A stuck loop cannot be in its way.
         signal.alarm(int(self._drain_seconds + END_SECONDS))
-        self._engine.draining = True
         if self._retiring:
             # Others accept on the same socket: who comes now is theirs, and is not turned away.
+            self._engine.draining = True
             self._config.graceful_timeout += self._drain_seconds + DRAIN_MARGIN_SECONDS
             nursery.start_soon(self._drain)
         else:
@@ -221,6 +224,12 @@ class Worker:
                 self.failed = True
         if scope.cancelled_caught:
             log.warning("drain_timed_out")
+        if not self._retiring:
+            # Not sooner: whoever leaves comes back to us, and each return costs an accept.
+            self._engine.draining = True
+            with trio.move_on_after(min(FAREWELL_SECONDS, self._drain_seconds / 10)):
+                while self._engine.connections:
+                    await trio.sleep(0.02)
         self._engine.close_idle()
 
     def _end(self, everything: trio.CancelScope) -> None:
