@@ -148,8 +148,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = setting("SOTTOVOCE_HISTORY_TTL_SECONDS", 24 * 3600)
     access_cache_seconds: Annotated[
         Annotated[float, Meta(ge=0, le=60)],
-        About("seconds", "that access and subscription are believed without a look"),
-    ] = setting("SOTTOVOCE_ACCESS_CACHE_SECONDS", 5.0)
+        About("seconds", "that access and subscription are believed, unless an eviction comes"),
+    ] = setting("SOTTOVOCE_ACCESS_CACHE_SECONDS", 15.0)
     store_seconds: Annotated[
         Seconds, About("seconds", "for one request's storage work; then 503 with Retry-After")
     ] = setting("SOTTOVOCE_STORE_SECONDS", 1.5)

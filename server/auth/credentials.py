@@ -102,6 +102,8 @@ def _bearer(authorization: bytes) -> str | None:
 
 def _read_query(query_string: bytes) -> str:
     """The ticket, or an empty string."""
+    if not query_string:
+        return ""
     if len(query_string) > MAX_QUERY_BYTES:
         raise BadCredential
     raw = query_string.decode("latin-1")

@@ -102,6 +102,8 @@ class Request:
         Raises:
             Problem: INVALID_QUERY, there are far too many.
         """
+        if not self.query_string:
+            return None
         try:
             fields = parse_qsl(
                 self.query_string.decode("latin-1"),
