@@ -371,8 +371,8 @@ class Connection:
             wire.write(_HEARTBEAT_CHUNK if wire.chunked else HEARTBEAT_EVENT)
 
     async def _check(self) -> None:
-        ends = min(self._lease.session_ends, self._lease.max_age_ends)
-        with trio.move_on_at(ends), suppress(StoreUnavailable):
+        """Its wait is the store's; at the lease's end the tick does not wait for it."""
+        with suppress(StoreUnavailable):
             if (reason := await self._lease.check()) is not None:
                 self.end(reason)
 
