@@ -29,6 +29,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config, Sockets
 from hypercorn.trio.run import worker_serve
 
+from server.engine.accepting import install_accepting
 from server.engine.containment import contain_connections
 from server.engine.environment import with_env_file
 from server.engine.http1 import Engine, Limits
@@ -144,6 +145,7 @@ class Worker:
 
     async def _serve(self, sock: socket.socket, ready_fd: int) -> None:
         install_http2()
+        install_accepting()
         if self._options.engine == "ours":
             self._engine.install()
         else:
@@ -228,7 +230,7 @@ class Worker:
             # Not sooner: whoever leaves comes back to us, and each return costs an accept.
             self._engine.draining = True
             with trio.move_on_after(min(FAREWELL_SECONDS, self._drain_seconds / 10)):
-                while self._engine.connections:
+                while self._engine.connections:  # noqa: ASYNC110 - a few times at the end
                     await trio.sleep(0.02)
         self._engine.close_idle()
 
