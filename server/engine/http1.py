@@ -347,7 +347,6 @@ class Connection:
                 await self._answer()
                 if self._close or self._wire.gone:
                     if self._state is _State.ENDED:
-                        self._refusal = None  # of the rest of a body, or of what follows it
                         await _linger(self._wire, seconds=LINGER_SECONDS)
                     break
             if self._refusal is not None and not self._wire.gone:
