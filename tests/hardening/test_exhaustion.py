@@ -36,6 +36,8 @@ FLOOR = 1.0
 with the attackers and with other tests; the figures are what to look at on a quiet one."""
 BACK_SECONDS = 4.0
 """For the engine to give back memory, which it does when a crowd has been gone for two."""
+KEPT_MB = 100
+"""Less than all that 19,000 silent connections or 1,000 outboxes take."""
 MEGABYTE = 1e6
 
 
@@ -129,14 +131,14 @@ class Figures:
         self.memory = 0.0
 
     async def memory_is_back(self, before: float) -> None:
-        """Most of what it took, that is: Python's allocator keeps pages in which anything lives.
-        A second crowd takes those again."""
+        """Some of what it took: Python keeps pages in which anything lives that was made
+        meanwhile. A second crowd takes those again, and no more."""
         await trio.sleep(BACK_SECONDS)
         after = self.rss()
         self.say(
             rss_before_mb=round(before), rss_most_mb=round(self.memory), rss_after_mb=round(after)
         )
-        assert after <= max(before + 30, before + 0.8 * (self.memory - before))
+        assert after <= before + KEPT_MB
 
     def say(self, **figures: object) -> None:
         for name, value in figures.items():
@@ -279,7 +281,7 @@ async def test_twenty_thousand_connections_that_say_nothing(server: Chat, figure
             gone_after_seconds=gone,
             sends_retried=crowd.lost,
         )
-        assert 0.7 * MAX_CONNECTIONS < figures.connections <= MAX_CONNECTIONS + 200
+        assert 0.5 * MAX_CONNECTIONS < figures.connections <= MAX_CONNECTIONS + 200
         await figures.memory_is_back(memory)
         nursery.cancel_scope.cancel()
 

@@ -398,14 +398,18 @@ async def test_a_disconnect_is_seen_behind_bytes_of_later_requests():
 async def test_after_its_answer_an_application_waits_for_nobody():
     """ASGI: `http.disconnect` once the response is complete."""
 
+    told = []
+
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
         await respond(send)
-        assert (await receive())["type"] == "http.disconnect"
+        told.append((await receive())["type"])
 
     async with talking(app) as client:
         for _ in range(2):
             await client.send(HELLO)
             assert (await client.answer()).status == 200
+    assert told[0] == "http.disconnect"
 
 
 async def test_a_disconnect_in_the_middle_of_a_body_is_one():
@@ -734,9 +738,10 @@ async def test_an_answer_that_nobody_reads_is_given_up(patient_clock):
     limits = Limits(connections=10, stall_seconds=3.0)
     async with serving(app, limits) as served, served.connect() as client:
         await client.send(HELLO)
-        began = trio.current_time()
+        began, really = trio.current_time(), time.monotonic()
         with trio.fail_after(60):
             await ended.wait()
+        assert time.monotonic() - really < 15, "100 MB were kept, and copied 1,000 times"
         assert 3 <= trio.current_time() - began < 5
         with pytest.raises(CLOSED):
             await client.answer()
