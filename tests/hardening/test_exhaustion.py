@@ -20,12 +20,8 @@ from tests.support.chat import Chat, Pair, own_valkey, run_chat
 from tests.support.flood import flood
 from tests.support.keep_alive import KeepAlive
 from tests.support.sse import BROKEN, open_stream
-from tests.support.wire import WIRE
 
-pytestmark = [
-    pytest.mark.http1,
-    pytest.mark.skipif(WIRE.path != "ours", reason="the limits are those of our own engine"),
-]
+pytestmark = pytest.mark.once
 
 MAX_CONNECTIONS = 19_000  # the setting, as it comes
 HEAD_SECONDS = 10.0

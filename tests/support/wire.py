@@ -6,8 +6,8 @@
     h2      HTTP/2 over TLS
 
 Everything that starts a server or connects to one asks `WIRE` how. A test that only makes sense
-in HTTP/1.1 has the mark `http1` and is left out on `h2`; one that is long and the same whatever is
-spoken has `once`, and runs on `ours` alone.
+in HTTP/1.1 has the mark `http1` and is left out on `h2`; one that is about our engine, or long and
+the same whatever is spoken, has `once` and runs on `ours` alone.
 """
 
 import atexit
