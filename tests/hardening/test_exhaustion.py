@@ -264,10 +264,17 @@ async def test_twenty_thousand_connections_that_say_nothing(server: Chat, figure
             flood(server.port, count, "--rate", "1250", "--source", "127.0.0.2") as one,
             flood(server.port, count, "--rate", "1250", "--source", "127.0.0.3") as two,
         ):
-            during = await crowd.measure(13)  # to open them, and to end the first
+            while_opening = await crowd.measure(8)
+            while_held = await crowd.measure(2)
+            while_ended = await crowd.measure(3)
             for clients in (one, two):
                 await trio.to_thread.run_sync(clients.wait_open)
-            assert_unharmed(figures, before, during)
+            figures.say(
+                p99_while_opening_ms=milliseconds(while_opening),
+                p99_while_ended_ms=milliseconds(while_ended),
+            )
+            assert_unharmed(figures, before, while_held)
+            assert max(while_opening, while_ended) <= FLOOR
             gone = await figures.settle("sottovoce_connections_open", 40, seconds=20)
             told = [await trio.to_thread.run_sync(clients.finish) for clients in (one, two)]
         figures.say(
