@@ -17,10 +17,12 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.http1 import Limits, _Request
+from server.engine.http1 import Connection, Limits, _Request
+from server.engine.wire import Wire
 from tests.support.raw_http import Client, Cut, Recorder, Seen, Served, respond, serving
 
 HELLO = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
+OURS = (Connection, Wire, _Request)
 CLOSED = (Cut, trio.BrokenResourceError)
 """How an answer shows that is not whole."""
 
@@ -1250,6 +1252,27 @@ async def test_connections_are_counted_down_however_they_end():
             while served.engine.connections:
                 await trio.sleep(0.01)
         assert served.engine.idle == served.engine.waiting_for_head == {}
+
+
+async def test_a_connection_that_has_ended_needs_no_collector():
+    """A worker has turned it off, nearly."""
+
+    async def forgets(scope: Any, receive: Any, send: Any) -> None:
+        await Recorder()(scope, receive, send)
+
+    async with serving(forgets) as served:
+        gc.collect()
+        gc.disable()
+        try:
+            for sent in (b"", b"GET", HELLO, post(b"/p", b"hello")[:-2], b"junk\r\n\r\n"):
+                async with served.connect() as client:
+                    await client.send(sent)
+                    await trio.testing.wait_all_tasks_blocked(0.005)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            left = [type(thing) for thing in gc.get_objects() if isinstance(thing, OURS)]
+        finally:
+            gc.enable()
+    assert left == []
 
 
 # Draining
