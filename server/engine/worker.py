@@ -248,15 +248,17 @@ class Worker:
     ) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) as signals:
             task_status.started()
+            told = False
             async for received in signals:
                 if received == signal.SIGHUP:
                     self._reload()
                 elif received == signal.SIGUSR1:
-                    self._retiring = self._ready
+                    self._retiring = self._ready and not self._ending.is_set()
                     self._end(everything)
-                elif self._ending.is_set():
+                elif told:
                     os._exit(1)
-                else:
+                else:  # also to one that retires: it ends already, in order
+                    told = True
                     self._end(everything)
 
     async def _hold_lifeline(self, fd: int, everything: trio.CancelScope) -> None:
