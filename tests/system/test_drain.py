@@ -1,20 +1,32 @@
 """The end of a server, and its replacement, with everybody on it."""
 
 import json
+import random
 import resource
+import signal
+import subprocess
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
+import psutil  # type: ignore[import-untyped,unused-ignore]
 import pytest
+import trio
 
 from server.cli.people import seed_pairs
 from server.engine.worker import END_SECONDS
-from tests.support.running import wait_until
+from tests.support.keep_alive import KeepAlive
+from tests.support.running import running_server, wait_until
 from tests.support.services import Database
+from tests.support.sse import BROKEN, StreamClient, open_stream
+from tests.support.wire import WIRE
+from tests.system import crowd
 from tests.system.audience import Ask, Audience
+from tests.system.crowd import Ledger, Pair, Reader, send_one
 from tests.system.test_serve import Deployment
 
 CHANNELS = 2500  # of two streams each
@@ -24,6 +36,10 @@ SENDS_PER_SECOND = 500
 DRAIN_SECONDS = 5.0
 PROBE_SECONDS = 0.25
 BIN_SECONDS = 0.5
+ABRUPT = WIRE.path != "ours"
+"""Hypercorn closes idle connections as soon as a worker retires, without a word on the last answer,
+and over HTTP/2 may lose the end of a stream behind its last event. Whoever then uses such a
+connection must ask again, as browsers do by themselves."""
 
 
 @pytest.fixture
@@ -207,3 +223,151 @@ def test_sigterm_under_load_loses_nothing_and_spreads_who_comes_back(
         for (channel_id, _), seqs, listener in zip(people, shown, again, strict=False):
             seqs += listener.seqs
             assert seqs == [seq for seq, _ in by_channel(kept)[channel_id]]
+
+
+def test_a_second_sigterm_ends_it_at_once(deployment: Deployment):
+    deployment.write(SOTTOVOCE_DRAIN_SECONDS="30")
+    channel = f"/api/chat/{deployment.people['prospect'].channel_id}"
+    with deployment.serving("--workers", "2") as (process, client):
+        wait_until(lambda: deployment.log.count("worker_ready") == 2)
+        family = psutil.Process(process.pid).children()
+        with client.stream("GET", channel), client.stream("GET", channel):
+            process.terminate()
+            wait_until(lambda: deployment.log.count('"draining"') == 2)
+            process.terminate()
+            process.wait(3)
+        assert psutil.wait_procs(family, timeout=1)[1] == []
+
+
+async def talk_until(
+    done: trio.Event, base_url: str, pair: Pair, token: str, ledger: Ledger
+) -> None:
+    client = KeepAlive(base_url, token)
+    try:
+        while not done.is_set():
+            body = {
+                "channelId": pair.channel_id,
+                "content": "said while they are replaced",
+                "clientMessageId": str(uuid.uuid4()),
+            }
+            await send_one(client, body, ledger)
+            await trio.sleep(random.uniform(0, 0.2))
+    finally:
+        await client.aclose()
+
+
+class Guest(Reader):
+    """A reader to whom a stream may end in one way: it is told to come back."""
+
+    told: str | None = None
+
+    async def run(self, base_url: str) -> None:
+        while True:
+            self.told, opened = None, False
+            try:
+                async with open_stream(
+                    base_url, self.pair.channel_id, self._token, last_id=self._last_id
+                ) as client:
+                    opened = True
+                    self.connections += 1
+                    await self._listen(client)
+            except BROKEN:
+                if not ABRUPT:
+                    raise
+            assert not opened or self.told == '{"reason":"drain","reconnect":true}'
+            await trio.sleep(self._rng.uniform(0, 0.05))
+
+    async def _listen(self, client: StreamClient) -> None:
+        while (batch := await client.read()) is not None:
+            for event in batch:
+                assert self.told is None, "something followed the closing"
+                if event.event == "closing":
+                    self.told = event.data
+                elif event.event == "message":
+                    self._show(event)
+                else:
+                    assert event.event == "heartbeat"
+
+
+async def test_workers_replaced_twice_in_mid_conversation_show_nobody_an_error():
+    ledger, rolled = Ledger(), trio.Event()
+    with running_server(workers=2, SOTTOVOCE_DRAIN_SECONDS="1") as server:
+        pairs = crowd.seed_pairs(20, server.data_dir)
+        readers = [
+            Guest(pair, token, [], random.Random(0))
+            for pair in pairs
+            for token in (pair.therapist_token, pair.prospect_token)
+        ]
+        seen = {*server.ready.pids.workers}
+        async with trio.open_nursery() as streams:
+            for reader in readers:
+                streams.start_soon(reader.run, server.base_url)
+            for reader in readers:
+                await reader.open.wait()
+            async with trio.open_nursery() as senders:
+                for pair in pairs:
+                    for token in (pair.therapist_token, pair.prospect_token):
+                        senders.start_soon(talk_until, rolled, server.base_url, pair, token, ledger)
+                for roll in (1, 2):
+                    server.process.send_signal(signal.SIGUSR1)
+                    with trio.fail_after(60):
+                        while server.log.count("rolled") < roll:
+                            await trio.sleep(0.1)
+                    now = {*server.reload_ready().pids.workers}
+                    assert len(now) == 2 and not now & seen
+                    seen |= now
+                rolled.set()
+            with trio.move_on_after(10):
+                while ledger.check(readers):
+                    await trio.sleep(0.05)
+            streams.cancel_scope.cancel()
+    assert ledger.check(readers) == []
+    assert ledger.retries == 0 or ABRUPT
+    assert sum(map(len, ledger.acknowledged.values())) > 500
+    assert all(reader.connections > 1 for reader in readers)
+
+
+def test_workers_go_on_where_their_successors_would_not_come_up(deployment: Deployment):
+    with deployment.serving("--workers", "2") as (process, client):
+        wait_until(lambda: deployment.log.count("worker_ready") == 2)
+        before = workers_of(process)
+        deployment.write(SOTTOVOCE_HEARTBEAT_SECONDS="often")
+        process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: "roll_stopped" in deployment.log, what="giving up")
+        assert "SOTTOVOCE_HEARTBEAT_SECONDS" in deployment.log
+        assert workers_of(process) == before
+        for _ in range(8):  # on whichever worker
+            with httpx.Client(**WIRE.client) as another:
+                assert another.get(f"{client.base_url}/readyz").status_code == 200
+        deployment.write(SOTTOVOCE_HEARTBEAT_SECONDS="15")
+        process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: '"rolled"' in deployment.log, seconds=30, what="rolling")
+        assert not workers_of(process) & before
+        assert client.get("/readyz").status_code == 200
+
+
+def test_sigterm_in_the_middle_of_a_roll_tells_all_streams_and_leaves_no_process(
+    deployment: Deployment,
+):
+    deployment.write(SOTTOVOCE_DRAIN_SECONDS="1")
+    channel = f"/api/chat/{deployment.people['prospect'].channel_id}"
+    with ExitStack() as stack:
+        process, client = stack.enter_context(deployment.serving("--workers", "2"))
+        wait_until(lambda: deployment.log.count("worker_ready") == 2)
+        family = psutil.Process(process.pid).children()
+        streams = [
+            stack.enter_context(client.stream("GET", channel)).iter_lines() for _ in range(10)
+        ]
+        process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: "worker_draining" in deployment.log, what="retiring")
+        family += psutil.Process(process.pid).children()
+        assert len(set(family)) == 3
+        process.terminate()
+        for lines in streams:
+            assert any('"drain"' in line for line in lines)
+        assert process.wait(END_SECONDS) == 0
+        assert psutil.wait_procs(set(family), timeout=1)[1] == []
+
+
+def workers_of(process: "subprocess.Popen[bytes]") -> set[int]:
+    return {worker.pid for worker in psutil.Process(process.pid).children()}

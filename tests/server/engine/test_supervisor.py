@@ -152,3 +152,54 @@ async def test_a_supervisor_that_is_cancelled_leaves_no_process():
             pids = server.supervisor.pids
             scope.cancel()
     assert not any(map(psutil.pid_exists, pids))
+
+
+async def test_a_roll_replaces_every_worker_and_turns_nobody_away():
+    changes = []
+    async with running(workers=2, on_change=lambda: changes.append(1)) as server:
+        before = server.supervisor.pids
+        server.supervisor.roll()
+        with trio.fail_after(30):
+            while len(changes) < 2:
+                await server.ask()  # a connection of its own, each time
+        after = server.supervisor.pids
+        assert len(after) == 2 and not {*after} & {*before}
+        assert not any(map(psutil.pid_exists, before))
+        assert (await server.ask())[0] in after
+
+
+async def test_a_roll_stops_at_a_successor_that_dies_and_the_old_ones_serve_on(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+):
+    env_file = folder / "env"
+    env_file.write_text("")
+    async with running(workers=2, env_file=env_file) as server:
+        before = server.supervisor.pids
+        env_file.write_text("TINY=exits\n")
+        server.supervisor.roll()
+        printed = ""
+        with trio.fail_after(15):
+            while "roll_stopped" not in printed:
+                printed += capfd.readouterr().out
+                await trio.sleep(0.02)
+        assert server.supervisor.pids == before
+        assert (await server.ask())[0] in before
+
+
+async def test_a_worker_that_does_not_retire_is_killed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "END_SECONDS", 0.5)
+    changes = []
+    async with running("hangs", on_change=lambda: changes.append(1)) as server:
+        (before,) = server.supervisor.pids
+        server.supervisor.roll()
+        await server.until(lambda: changes)
+        assert not psutil.pid_exists(before)
+        assert (await server.ask())[0] != before
+
+
+async def test_stopped_in_the_middle_of_a_roll_it_leaves_no_process():
+    others = set(psutil.Process().children())
+    async with running(workers=2) as server:
+        server.supervisor.roll()
+        await server.until(lambda: len(set(psutil.Process().children()) - others) == 3)
+    assert set(psutil.Process().children()) <= others
