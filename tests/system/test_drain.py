@@ -361,7 +361,7 @@ def test_sigterm_in_the_middle_of_a_roll_tells_all_streams_and_leaves_no_process
         process.send_signal(signal.SIGUSR1)
         wait_until(lambda: "worker_draining" in deployment.log, what="retiring")
         family += psutil.Process(process.pid).children()
-        assert len(set(family)) == 3
+        assert len(set(family)) >= 3
         process.terminate()
         for lines in streams:
             assert any('"drain"' in line for line in lines)
