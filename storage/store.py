@@ -4,18 +4,20 @@ promises."""
 import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 import msgspec
 import structlog
 import trio
+from redis.exceptions import RedisError
 
 from protocol import replies
 from protocol.confidential import Confidential, Secret
 from storage.audit import AuditTrail
 from storage.batching import Batcher, Busy
 from storage.breaker import Breaker, Event, State
+from storage.bridge import Bridge, open_bridge
 from storage.contract import (
     Access,
     ChannelAccess,
@@ -34,7 +36,7 @@ from storage.metrics import DEPENDENCY_UP, HISTORY_READS, REDIS_WRITES_DROPPED
 from storage.postgres.connection import Row
 from storage.postgres.pool import Pool
 from storage.redis import Keys
-from storage.redis.client import Client
+from storage.redis.client import open_client
 from storage.redis.feed import Feed
 from storage.redis.recent import RecentMessages, Write
 
@@ -45,7 +47,10 @@ PROBE_SECONDS = 0.5
 WATCH_SECONDS = 2.0
 """Between looks at one that is up, so that /readyz knows without traffic."""
 REDIS_SECONDS = 0.75
-"""For one pipeline: a healthy one takes a millisecond; a hung Redis costs a reader this once."""
+"""For one script: a healthy one takes a millisecond; a hung Redis costs a reader this once."""
+REDIS_CLOSE_SECONDS = 1.0
+REDIS_WRITE_BATCH = 100
+"""Channels in one script of writes: nobody else is served meanwhile, a few milliseconds."""
 MAX_REDIS_WRITES = 10_000
 """Messages that wait for Redis; further ones go without it."""
 PAGE_SIZE = 200
@@ -124,6 +129,7 @@ class Store:
 
     def __init__(
         self,
+        bridge: Bridge,
         config: StoreConfig,
         *,
         deliver: Callable[[Sequence[tuple[int, Record]]], None],
@@ -145,9 +151,11 @@ class Store:
             size=config.connections,
             seconds=config.seconds,
         )
-        self._client = Client(config.redis_url)
+        self._bridge = bridge
+        self._client = open_client(config.redis_url)
         keys = Keys(config.conninfo)
         self._recent = RecentMessages(
+            bridge,
             self._client,
             keys,
             breaker=self.redis,
@@ -156,6 +164,7 @@ class Store:
             seconds=REDIS_SECONDS,
         )
         self.feed = Feed(
+            bridge,
             self._client,
             keys,
             breaker=self.redis,
@@ -454,7 +463,8 @@ class Store:
             await self._writes_waiting.wait()
             self._writes_waiting = trio.Event()
             while self._writes:
-                batch, self._writes = self._writes[:500], self._writes[500:]
+                batch = self._writes[:REDIS_WRITE_BATCH]
+                del self._writes[:REDIS_WRITE_BATCH]
                 try:
                     await self._recent.write(batch)
                 except StoreUnavailable:
@@ -491,9 +501,10 @@ class Store:
             nursery.start_soon(self._probe, self.redis, self._recent.probe)
             task_status.started()
 
-    def _close(self) -> None:
+    async def _close(self) -> None:
         self._pool.close()
-        self._client.close()
+        with trio.move_on_after(REDIS_CLOSE_SECONDS, shield=True), suppress(RedisError, OSError):
+            await self._bridge.run(self._client.aclose)
 
 
 @asynccontextmanager
@@ -506,14 +517,15 @@ async def open_store(
         deliver: called with (channel id, record) for each message that this process stored or
             heard of, in whatever order and however often. Plain.
     """
-    store = Store(config, deliver=deliver)
-    try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(store._serve)
-            yield store
-            nursery.cancel_scope.cancel()
-    finally:
-        store._close()
+    async with open_bridge() as bridge:
+        store = Store(bridge, config, deliver=deliver)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(store._serve)
+                yield store
+                nursery.cancel_scope.cancel()
+        finally:
+            await store._close()
 
 
 def _access(clerk_id: str, row: Row) -> Access:

@@ -5,21 +5,25 @@ Pub/sub forgets whoever is not listening. So after every new connection the feed
 may have missed something, and whoever uses it looks at PostgreSQL.
 """
 
+import asyncio
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Literal
+from typing import Any
 
 import outcome
+import redis.asyncio
 import structlog
 import trio
+from redis.exceptions import RedisError
 
 from storage.breaker import Breaker, Event
+from storage.bridge import Bridge
 from storage.contract import Eviction, Record
 from storage.failures import describe
 from storage.metrics import EVICTIONS, REDIS_ROUND_TRIPS
 from storage.redis import Keys
-from storage.redis.client import Client, Connection, RedisFailed
 from storage.waiting import Deadlines, Waiter
 
 log = structlog.get_logger("storage")
@@ -31,6 +35,9 @@ RECONNECT_SECONDS = 0.5
 """Between tries, jittered by half."""
 MAX_SUBSCRIBE = 1000
 """Channels in one SUBSCRIBE."""
+CLOSE_SECONDS = 1.0
+
+PubSub = redis.asyncio.client.PubSub
 
 
 class _Subscription:
@@ -63,7 +70,8 @@ class Feed:
 
     def __init__(
         self,
-        client: Client,
+        bridge: Bridge,
+        client: "redis.asyncio.Redis",
         keys: Keys,
         *,
         breaker: Breaker,
@@ -71,12 +79,16 @@ class Feed:
         on_evicted: Callable[[Sequence[Eviction]], None],
         on_missed: Callable[[], None],
     ) -> None:
+        self._bridge = bridge
         self._client = client
         self._keys = keys
         self._breaker = breaker
         self._on_records = on_records
         self._on_evicted = on_evicted
         self._on_missed = on_missed
+        self._records: list[tuple[int, Record]] = []
+        self._evictions: list[Eviction] = []
+        self._handing_over = False
         self._wanted: dict[int, _Subscription] = {}
         self._deadlines: Deadlines[bool] = Deadlines(lambda: outcome.Value(False))
         self._pending: set[int] = set()
@@ -125,7 +137,7 @@ class Feed:
             if self._breaker.up:
                 try:
                     await self._serve_connection()
-                except (RedisFailed, trio.TooSlowError) as error:
+                except (RedisError, OSError, trio.TooSlowError) as error:
                     log.warning("feed_lost", **describe(error))
                     self._breaker.record(Event.FAILED)
                 finally:
@@ -141,61 +153,73 @@ class Feed:
             await trio.sleep(RECONNECT_SECONDS * random.uniform(0.5, 1.0))
 
     async def _serve_connection(self) -> None:
-        with trio.fail_after(SILENCE_SECONDS):
-            connection = await self._client.connect()
+        pubsub = self._client.pubsub()
         try:
+            # First of all: the driver connects when it subscribes.
+            await self._tell(pubsub, pubsub.subscribe, [self._keys.control])
+            self._heard = trio.current_time()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._read, connection)
-                nursery.start_soon(self._keep_subscribed, connection)
-                nursery.start_soon(self._watch, connection)
+                nursery.start_soon(self._bridge.run, self._read, pubsub)
+                nursery.start_soon(self._keep_subscribed, pubsub)
+                nursery.start_soon(self._watch, pubsub)
         except BaseExceptionGroup as group:
-            lost, others = group.split((RedisFailed, trio.TooSlowError))
-            if lost is None or others is not None:
+            # Where one task finds the connection lost, redis-py may give another one an
+            # AttributeError for it.
+            if group.subgroup((RedisError, OSError, trio.TooSlowError)) is None:
                 raise
             raise trio.TooSlowError from group
         finally:
-            connection.close()
+            with trio.move_on_after(CLOSE_SECONDS, shield=True), suppress(RedisError, OSError):
+                await self._bridge.run(pubsub.aclose)
 
-    async def _read(self, connection: Connection) -> None:
+    async def _read(self, pubsub: PubSub) -> None:
+        """Asyncio-flavoured: one task reads for as long as the connection lives.
+
+        From the connection: `PubSub.parse_response` would open a new one where this one is lost,
+        and nobody would know what passed unheard.
+        """
+        connection: Any = pubsub.connection
         while True:
-            answers = await connection.receive()
+            kind, name, *rest = await connection.read_response(timeout=math.inf, push_request=True)
             self._heard = trio.current_time()
-            records: list[tuple[int, Record]] = []
-            evictions: list[Eviction] = []
-            for answer in answers:
-                match answer:
-                    case [b"message", self._keys.control, raw]:
-                        try:
-                            evictions.append(Eviction.decode(raw))
-                        except ValueError:
-                            EVICTIONS.labels("ignored").inc()
-                    case [b"message", name, raw]:
-                        with suppress(ValueError):  # not ours
-                            records.append((self._keys.channel_of(name), Record.decode(raw)))
-                    case [b"subscribe", name, _] if name != self._keys.control:
-                        wanted = self._wanted.get(self._keys.channel_of(name))
-                        if wanted is not None:
-                            wanted.confirm()
-                    case RedisFailed():
-                        raise answer
-            self._hand_over(records, evictions)
+            if kind == b"message":
+                self._take(name, rest[0])
+            elif kind == b"subscribe" and name != self._keys.control:
+                wanted = self._wanted.get(self._keys.channel_of(name))
+                if wanted is not None:
+                    wanted.confirm()
 
-    def _hand_over(
-        self, records: Sequence[tuple[int, Record]], evictions: Sequence[Eviction]
-    ) -> None:
+    def _take(self, name: bytes, raw: bytes) -> None:
+        """Gather what one read of the socket brought: the reader goes on without a pause while
+        there is more of it, and what is scheduled here runs at its next pause."""
+        if name == self._keys.control:
+            try:
+                self._evictions.append(Eviction.decode(raw))
+            except ValueError:
+                EVICTIONS.labels("ignored").inc()
+        else:
+            with suppress(ValueError):  # not ours
+                self._records.append((self._keys.channel_of(name), Record.decode(raw)))
+        if not self._handing_over:
+            self._handing_over = True
+            asyncio.get_running_loop().call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._handing_over = False
+        records, self._records = self._records, []
+        evictions, self._evictions = self._evictions, []
         try:
             if evictions:  # first: they may end streams that the messages are not for any more
                 EVICTIONS.labels("taken").inc(len(evictions))
                 self._on_evicted(evictions)
             if records:
                 self._on_records(records)
-        except Exception as error:  # a defect of ours; the connection is well
+        except Exception as error:  # a defect of ours; here it would end the loop
             log.error("delivery_failed", messages=len(records), **describe(error))
             self._on_missed()
 
-    async def _keep_subscribed(self, connection: Connection) -> None:
+    async def _keep_subscribed(self, pubsub: PubSub) -> None:
         """Tell Redis what changed; while one command is sent, the next changes gather."""
-        await self._tell(connection, "subscribe", [self._keys.control])
         first = True
         while True:
             self._changed = trio.Event()
@@ -203,10 +227,10 @@ class Feed:
             dropped, self._dropped = list(self._dropped), set()
             for start in range(0, len(pending), MAX_SUBSCRIBE):
                 part = pending[start : start + MAX_SUBSCRIBE]
-                await self._tell(connection, "subscribe", map(self._keys.live, part))
+                await self._tell(pubsub, pubsub.subscribe, map(self._keys.live, part))
             for start in range(0, len(dropped), MAX_SUBSCRIBE):
                 part = dropped[start : start + MAX_SUBSCRIBE]
-                await self._tell(connection, "unsubscribe", map(self._keys.live, part))
+                await self._tell(pubsub, pubsub.unsubscribe, map(self._keys.live, part))
             if first:
                 first = False
                 self.connected = True
@@ -214,20 +238,19 @@ class Feed:
                 self._on_missed()
             await self._changed.wait()
 
-    async def _watch(self, connection: Connection) -> None:
-        self._heard = trio.current_time()
+    async def _watch(self, pubsub: PubSub) -> None:
         while True:
             await trio.sleep(PING_SECONDS)
             if trio.current_time() - self._heard > SILENCE_SECONDS:
                 raise trio.TooSlowError
-            await self._tell(connection, "ping")
+            await self._tell(pubsub, pubsub.ping)
 
     async def _tell(
-        self,
-        connection: Connection,
-        command: Literal["subscribe", "unsubscribe", "ping"],
-        names: Iterable[bytes] = (),
+        self, pubsub: PubSub, command: Callable[..., Any], names: Iterable[bytes] = ()
     ) -> None:
-        REDIS_ROUND_TRIPS.labels(command).inc()
+        REDIS_ROUND_TRIPS.labels(command.__name__).inc()
         with trio.fail_after(SILENCE_SECONDS):
-            await connection.send([(command, *names)])
+            await self._bridge.run(command, *names)
+        # The driver's own lists, which are for connecting again, and would only grow.
+        pubsub.channels.clear()
+        pubsub.pending_unsubscribe_channels.clear()

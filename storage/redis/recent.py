@@ -1,18 +1,29 @@
-"""The newest messages of each channel in Redis: read, written and rebuilt in pipelines."""
+"""The newest messages of each channel in Redis: read, written and rebuilt by scripts.
 
-from collections.abc import Sequence
+A script is one command with one answer, whatever its batch: redis-py takes as much time for an
+answer of one number as for one of a hundred channels, which hiredis parses in C.
+
+In a Redis Cluster the keys of one script must be of one slot. Ours name their channel in braces,
+so a cluster's client has to split a batch by slot, and ask the nodes side by side.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import redis.asyncio
 import structlog
 import trio
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
 
 from storage.breaker import Breaker, Event
+from storage.bridge import Bridge
 from storage.contract import Record, StoreUnavailable
 from storage.failures import describe
 from storage.metrics import REDIS_ROUND_TRIPS, REDIS_SECONDS
 from storage.redis import Keys
-from storage.redis.client import Client, Command, RedisFailed, RedisLost, RedisRefused
+from storage.redis.client import load_script
 
 log = structlog.get_logger("storage")
 
@@ -21,17 +32,18 @@ Write = tuple[int, list[Record], bool]
 
 
 class RecentMessages:
-    """Pipelines over the sorted sets.
+    """Scripts over the sorted sets.
 
     Args:
         size: messages kept of a channel.
         ttl: seconds that a quiet channel is kept.
-        seconds: for one pipeline, connecting included.
+        seconds: for one script, connecting included.
     """
 
     def __init__(
         self,
-        client: Client,
+        bridge: Bridge,
+        client: "redis.asyncio.Redis",
         keys: Keys,
         *,
         breaker: Breaker,
@@ -39,7 +51,10 @@ class RecentMessages:
         ttl: int,
         seconds: float,
     ) -> None:
+        self._bridge = bridge
         self._client = client
+        self._read = load_script(client, "read_recent")
+        self._write = load_script(client, "write_recent")
         self._keys = keys
         self._breaker = breaker
         self._size = size
@@ -53,66 +68,53 @@ class RecentMessages:
             StoreUnavailable: Redis is down or hangs.
         """
         self._breaker.check()
-        recent = self._keys.recent
-        commands = [("ZRANGE", recent(channel_id), 0, -1) for channel_id in channel_ids]
-        answers = await self._execute("read", commands)
+        keys = [self._keys.recent(channel_id) for channel_id in channel_ids]
+        answers = await self._execute("read", self._read, keys)
         return [_decode(raw) for raw in answers]
 
     async def write(self, writes: Sequence[Write]) -> None:
-        """Add messages to their sets, trim, and publish: in order, one pipeline.
+        """Add messages to their sets, trim, and publish: in order, one script.
 
-        A rebuild takes the place of what the set had in its range: another version of a message
-        (its author has a new name) would keep an older message out. Nothing else is taken away
+        A rebuild takes the place of what the set had in its range. Nothing else is taken away
         but the oldest, so a late write and a rebuild may cross.
 
         Raises:
-            StoreUnavailable: Redis is down or hangs; some of it may have been done.
+            StoreUnavailable: Redis is down, hangs or refuses; some of it may have been done.
         """
         self._breaker.check()
-        commands: list[Command] = []
+        keys = [self._keys.recent(channel_id) for channel_id, _, _ in writes]
+        args: list[bytes | int] = [self._size, self._ttl]
         for channel_id, records, publish in writes:
-            key = self._keys.recent(channel_id)
-            encoded = [record.encode() for record in records]
-            if not publish:
-                commands.append(("ZREMRANGEBYSCORE", key, records[0].seq, records[-1].seq))
-            scored = [
-                part
-                for record, raw in zip(records, encoded, strict=True)
-                for part in (record.seq, raw)
-            ]
-            commands += (
-                ("ZADD", key, *scored),
-                ("ZREMRANGEBYRANK", key, 0, -(self._size + 1)),
-                ("EXPIRE", key, self._ttl),
-            )
-            if publish:
-                name = self._keys.live(channel_id)
-                commands += [("PUBLISH", name, raw) for raw in encoded]
-        await self._execute("write", commands)
+            args += (self._keys.live(channel_id) if publish else b"", len(records))
+            for record in records:
+                args += (record.seq, record.encode())
+        await self._execute("write", self._write, keys, args)
 
     async def probe(self) -> bool:
         """Whether Redis answers and may be written. Never raises."""
         try:
-            await self._execute("probe", [("SET", self._keys.probe, b"1", "EX", 60)])
+            await self._execute("probe", self._client.set, self._keys.probe, b"1", 60)
         except StoreUnavailable:
             return False
         return True
 
-    async def _execute(self, operation: str, commands: Sequence[Command]) -> list[Any]:
+    async def _execute(
+        self, operation: str, call: Callable[..., Awaitable[Any]], *args: Any
+    ) -> Any:
         REDIS_ROUND_TRIPS.labels(operation).inc()
         try:
             with REDIS_SECONDS.labels(operation).time(), trio.fail_after(self._seconds):
-                answers = await self._client.call(commands)
-        except (RedisFailed, trio.TooSlowError) as error:
-            refused = isinstance(error, RedisLost)
+                answer: Any = await self._bridge.run(call, *args)
+        except (RedisError, OSError, trio.TooSlowError) as error:
+            refused = isinstance(error, (RedisConnectionError, OSError))
             # It may be read and not written: between failed writes a read always succeeds.
-            refused |= operation == "probe" and isinstance(error, RedisRefused)
+            refused |= operation == "probe" and isinstance(error, ResponseError)
             if self._breaker.up:  # while it is down, that was said once
                 log.warning("redis_failed", operation=operation, **describe(error))
             self._breaker.record(Event.REFUSED if refused else Event.FAILED)
             raise StoreUnavailable from None
         self._breaker.record(Event.SUCCEEDED)
-        return answers
+        return answer
 
 
 def _decode(members: list[bytes]) -> list[Record]:

@@ -7,52 +7,65 @@ from typing import Any
 import pytest
 import redis
 import trio
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from protocol.confidential import Secret
 from storage.breaker import Breaker
+from storage.bridge import open_bridge
 from storage.contract import Eviction, Record
 from storage.metrics import EVICTIONS
 from storage.redis import Keys
-from storage.redis.client import Client, Command, RedisLost
+from storage.redis.client import open_client
 from storage.redis.feed import PING_SECONDS, Feed
 
 KEYS = Keys({"host": "h", "port": 1, "dbname": "d"})
 Batch = Sequence[tuple[int, Record]]
 
 
-class BreakingConnection:
-    """Is lost while one task reads and another one writes: both are told."""
+class BreakingPubSub:
+    """Is lost while one task reads and another one writes: both are told, each in its way."""
 
     def __init__(self) -> None:
         self.lost = trio.Event()
+        self.connection = self
+        self.channels: dict[bytes, None] = {}
+        self.pending_unsubscribe_channels: set[bytes] = set()
 
-    async def receive(self) -> Any:
+    async def subscribe(self, *_: bytes) -> None: ...
+    async def aclose(self) -> None: ...
+
+    async def read_response(self, **_: Any) -> Any:
         await trio.sleep(PING_SECONDS * 1.1)
         self.lost.set()
-        raise RedisLost
+        raise RedisConnectionError
 
-    async def send(self, commands: Sequence[Command]) -> None:
-        if commands == [("ping",)]:
-            await self.lost.wait()
-            raise RedisLost
-
-    def close(self) -> None: ...
+    async def ping(self) -> None:
+        await self.lost.wait()
+        raise AttributeError
 
 
 class BreakingClient:
     def __init__(self) -> None:
         self.connections = 0
 
-    async def connect(self) -> BreakingConnection:
-        await trio.lowlevel.checkpoint()
+    def pubsub(self) -> BreakingPubSub:
         self.connections += 1
-        return BreakingConnection()
+        return BreakingPubSub()
+
+
+class DirectBridge:
+    async def run(self, function: Any, *args: Any) -> Any:
+        return await function(*args)
+
+
+DIRECT: Any = DirectBridge()
 
 
 async def test_a_connection_lost_in_two_ways_at_once_is_replaced(autojump_clock: Any):
     client: Any = BreakingClient()
     missed: list[float] = []
     feed = Feed(
+        DIRECT,
         client,
         KEYS,
         breaker=Breaker("redis", tolerance=10, on_change=lambda _: None),
@@ -66,16 +79,22 @@ async def test_a_connection_lost_in_two_ways_at_once_is_replaced(autojump_clock:
     assert len(missed) >= 3, "connected, lost, connected again"
 
 
-class SilentClient:
+class SilentPubSub(BreakingPubSub):
     """Neither connects nor says that it cannot."""
 
-    async def connect(self) -> Any:
+    async def subscribe(self, *_: bytes) -> None:
         await trio.sleep_forever()
+
+
+class SilentClient:
+    def pubsub(self) -> SilentPubSub:
+        return SilentPubSub()
 
 
 async def test_who_listens_waits_for_redis_no_longer_than_told(autojump_clock: Any):
     client: Any = SilentClient()
     feed = Feed(
+        DIRECT,
         client,
         KEYS,
         breaker=Breaker("redis", tolerance=10, on_change=lambda _: None),
@@ -109,9 +128,11 @@ async def listening_feed(
     on_evicted: Callable[[Sequence[Eviction]], None] = lambda _: None,
 ) -> AsyncIterator[Feed]:
     with trio.fail_after(10):
-        async with trio.open_nursery() as nursery:
+        async with open_bridge() as bridge, trio.open_nursery() as nursery:
+            client = open_client(Secret(redis_url))
             feed = Feed(
-                Client(Secret(redis_url)),
+                bridge,
+                client,
                 KEYS,
                 breaker=Breaker("redis", tolerance=10, on_change=lambda _: None),
                 on_records=on_records,
@@ -125,6 +146,8 @@ async def listening_feed(
                 assert await feed.listening(channel_id, seconds=5)
             yield feed
             nursery.cancel_scope.cancel()
+            with trio.move_on_after(2, shield=True):
+                await bridge.run(client.aclose)
 
 
 def publish(redis_url: str, *messages: tuple[int, Record]) -> None:

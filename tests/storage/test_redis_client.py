@@ -1,10 +1,12 @@
-"""The Redis client: pipelines against a real Valkey, and what a bad peer can do to it."""
+"""redis-py behind the bridge: scripts against a real Valkey, and what a bad peer can do."""
 
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import hiredis
@@ -13,26 +15,54 @@ import redis
 import trio
 
 from protocol.confidential import Secret
+from storage.breaker import Breaker
+from storage.bridge import Bridge, open_bridge
+from storage.contract import Record, StoreUnavailable
 from storage.embedded import EmbeddedValkey
-from storage.redis.client import MAX_IDLE, Client, RedisLost, RedisRefused
+from storage.redis import Keys
+from storage.redis.client import open_client
+from storage.redis.recent import RecentMessages
 from storage.store import REDIS_SECONDS
 from tests.support.tcp_proxy import TcpProxy, open_proxy
 from tests.support.wire import certificate
 
 CANARY = "canary-words"
+KEYS = Keys({"host": "h", "port": 1, "dbname": "d"})
+
+
+@pytest.fixture(autouse=True)
+async def time_limit():
+    with trio.fail_after(20):
+        yield
+
+
+class Opened(NamedTuple):
+    bridge: Bridge
+    client: Any
+    recent: RecentMessages
+    breaker: Breaker
+
+    async def ask(self, *words: Any) -> Any:
+        return await self.bridge.run(self.client.execute_command, *words)
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Client]:
-    client = Client(Secret(url))
-    try:
-        yield client
-    finally:
-        client.close()
+async def opened(url: str, *, size: int = 50) -> AsyncIterator[Opened]:
+    async with open_bridge() as bridge:
+        client = open_client(Secret(url))
+        breaker = Breaker("redis", tolerance=2, on_change=lambda _: None)
+        recent = RecentMessages(
+            bridge, client, KEYS, breaker=breaker, size=size, ttl=600, seconds=REDIS_SECONDS
+        )
+        try:
+            yield Opened(bridge, client, recent, breaker)
+        finally:
+            with trio.move_on_after(2, shield=True):
+                await bridge.run(client.aclose)
 
 
 @asynccontextmanager
-async def behind_proxy(url: str) -> AsyncIterator[tuple[TcpProxy, Client]]:
+async def behind_proxy(url: str) -> AsyncIterator[tuple[TcpProxy, Opened]]:
     parts = urlsplit(url)
     assert parts.hostname and parts.port
     async with (
@@ -42,67 +72,133 @@ async def behind_proxy(url: str) -> AsyncIterator[tuple[TcpProxy, Client]]:
         yield proxy, client
 
 
-async def test_a_pipeline_answers_each_command_in_order(redis_url: str):
-    async with opened(redis_url) as client:
-        commands: list[Any] = [("ZADD", "z", n, b"\r\n$%d" % n) for n in range(2000)]
-        answers = await client.call([*commands, ("ZRANGE", "z", 0, -1), ("GET", "none")])
-    assert answers[:2000] == [1] * 2000
-    assert answers[2000] == [b"\r\n$%d" % n for n in range(2000)]
-    assert answers[2001] is None
+def record(seq: int, text: str = "") -> Record:
+    return Record(seq, 0, b'{"event":"%b"}' % text.encode(), b'{"reply":"%b"}' % text.encode())
 
 
-async def test_an_answer_of_megabytes_is_whole(redis_url: str):
-    value = bytes(range(256)) * 20_000
-    async with opened(redis_url) as client:
-        assert await client.call([("SET", "big", value), ("GET", "big")]) == [b"OK", value]
+async def test_a_batch_is_written_and_read_whole_in_order(redis_url: str):
+    """1000 messages are as many as may be kept of a channel; together they are megabytes."""
+    written = {
+        channel_id: [record(seq, f"{channel_id} {seq} \t$3 *2") for seq in range(1, 1001)]
+        for channel_id in range(1, 21)
+    }
+    async with opened(redis_url, size=1000) as (_, _, recent, _):
+        await recent.write([(each, records, False) for each, records in written.items()])
+        ids = [20, 7, 99, *range(1, 21)]
+        assert await recent.read(ids) == [written.get(channel_id, []) for channel_id in ids]
 
 
-async def test_an_error_is_raised_by_its_code_and_what_redis_repeats_is_not_kept(redis_url: str):
-    async with opened(redis_url) as client:
-        with pytest.raises(RedisRefused) as caught:
-            await client.call([("SET", "a", "1"), (CANARY, CANARY), ("SET", "b", "2")])
-        assert caught.value.code == "ERR"
-        assert CANARY not in repr(caught.value) + str(caught.value)
-        assert caught.value.__cause__ is None
-        with pytest.raises(RedisRefused, match="WRONGTYPE"):
-            await client.call([("ZADD", "a", 1, "x")])
-        assert await client.call([("MGET", "a", "b")]) == [[b"1", b"2"]], "the rest was done"
+async def test_a_channel_keeps_its_newest_messages_for_a_time(redis_url: str):
+    async with opened(redis_url, size=3) as (_, _, recent, _):
+        await recent.write([(1, [record(seq)], True) for seq in (2, 3, 1)])
+        await recent.write([(1, [record(4), record(5)], True), (2, [record(1)], False)])
+        assert await recent.read([1, 2]) == [[record(3), record(4), record(5)], [record(1)]]
+    with redis.Redis.from_url(redis_url) as client:
+        assert 590 < int(client.ttl(KEYS.recent(1))) <= 600
 
 
-async def test_connections_are_used_again_and_no_more_are_kept_than_needed(valkey: EmbeddedValkey):
-    async with opened(valkey.url) as client, trio.open_nursery() as nursery:
-        for _ in range(3 * MAX_IDLE):
-            nursery.start_soon(client.call, [("PING",)])
-        await trio.testing.wait_all_tasks_blocked(0.2)
-        ((clients,),) = [await client.call([("CLIENT", "LIST")])]
-        assert clients.count(b"name=sottovoce") == MAX_IDLE
+async def test_a_rebuild_takes_the_place_of_other_versions_and_is_not_published(redis_url: str):
+    with redis.Redis.from_url(redis_url) as client, client.pubsub() as pubsub:
+        pubsub.subscribe(KEYS.live(1))
+        async with opened(redis_url) as (_, _, recent, _):
+            await recent.write([(1, [record(seq, "old") for seq in range(1, 6)], False)])
+            await recent.write([(1, [record(seq, "new") for seq in (2, 3, 4)], False)])
+            await recent.write([(1, [record(6, "said"), record(7, "said")], True)])
+            texts = ("old", "new", "new", "new", "old", "said", "said")
+            assert await recent.read([1]) == [
+                [record(seq, text) for seq, text in enumerate(texts, 1)]
+            ]
+        heard: list[Any] = []
+        while len(heard) < 3:
+            heard += filter(None, [pubsub.get_message(timeout=5)])
+        assert [each["data"] for each in heard[1:]] == [
+            record(6, "said").encode(),
+            record(7, "said").encode(),
+        ]
+
+
+async def test_what_redis_refuses_holds_up_nothing_else_of_its_batch(
+    redis_url: str, capsys: pytest.CaptureFixture[str]
+):
+    with redis.Redis.from_url(redis_url) as client, client.pubsub() as pubsub:
+        client.set(KEYS.recent(2), CANARY)
+        pubsub.subscribe(*map(KEYS.live, (1, 2, 3)))
+        async with opened(redis_url) as (_, _, recent, breaker):
+            with pytest.raises(StoreUnavailable) as caught:
+                await recent.write([(n, [record(n, CANARY)], True) for n in (1, 2, 3)])
+            assert caught.value.__suppress_context__
+            assert breaker.up, "it answers: one more may be right"
+            assert await recent.read([1, 3]) == [[record(1, CANARY)], [record(3, CANARY)]]
+            heard: list[Any] = []
+            while len(heard) < 6:
+                heard += filter(None, [pubsub.get_message(timeout=5)])
+            assert [each["type"] for each in heard[3:]] == ["message"] * 3
+    assert CANARY not in "".join(capsys.readouterr())
+
+
+async def test_scripts_that_redis_forgot_are_sent_again(redis_url: str):
+    async with opened(redis_url) as opened_client:
+        for seq in (1, 2):
+            await opened_client.ask("SCRIPT", "FLUSH")
+            await opened_client.recent.write([(1, [record(seq)], True)])
+            await opened_client.ask("SCRIPT", "FLUSH")
+            assert len((await opened_client.recent.read([1]))[0]) == seq
+
+
+async def test_connections_are_used_again(redis_url: str):
+    async with opened(redis_url) as opened_client:
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(opened_client.ask, "PING")
+        clients = await opened_client.ask("CLIENT", "LIST")
+        assert 1 <= clients.count(b"name=sottovoce") <= 3
 
 
 async def test_a_connection_that_died_while_idle_is_replaced_unseen(redis_url: str):
-    async with behind_proxy(redis_url) as (proxy, client):
+    async with behind_proxy(redis_url) as (proxy, opened_client):
         for _ in range(3):
-            assert await client.call([("PING",)]) == [b"PONG"]
+            assert await opened_client.recent.probe()
             proxy.cut()
             proxy.resume()
             await trio.sleep(0.05)
 
 
 async def test_a_cancelled_call_leaves_no_answer_for_the_next(redis_url: str):
-    async with behind_proxy(redis_url) as (proxy, client):
-        await client.call([("SET", "a", "1"), ("SET", "b", "2")])
-        proxy.stall()
-        with trio.move_on_after(0.1) as scope:
-            await client.call([("GET", "a")])
-        assert scope.cancelled_caught
-        proxy.resume()
-        assert await client.call([("GET", "b")]) == [b"2"]
+    async with behind_proxy(redis_url) as (proxy, opened_client):
+        await opened_client.ask("MSET", "a", "1", "b", "2")
+        for _ in range(20):  # more than there may be connections: none is lost either
+            proxy.stall()
+            with trio.move_on_after(0.03) as scope:
+                await opened_client.ask("GET", "a")
+            assert scope.cancelled_caught
+            proxy.resume()
+            assert await opened_client.ask("GET", "b") == b"2"
 
 
-async def test_nobody_listening_is_lost_at_once():
-    with trio.fail_after(REDIS_SECONDS), pytest.raises(RedisLost) as caught:
-        async with opened("redis://127.0.0.1:1") as client:
-            await client.call([("PING",)])
+async def test_nobody_listening_is_known_at_once():
+    started = trio.current_time()
+    async with opened("redis://127.0.0.1:1") as (_, _, recent, breaker):
+        with pytest.raises(StoreUnavailable) as caught:
+            await recent.read([1])
+        assert not breaker.up, "no need to ask twice"
     assert caught.value.__suppress_context__
+    assert trio.current_time() - started < REDIS_SECONDS
+
+
+async def test_a_resolver_that_hangs_costs_no_more_than_redis_may(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(10) and [])
+    try:
+        async with opened("redis://redis.invalid") as (_, _, recent, _):
+            started = trio.current_time()
+            with pytest.raises(StoreUnavailable):
+                await recent.read([1])
+            assert trio.current_time() - started < REDIS_SECONDS + 0.5
+    finally:
+        answered.set()
 
 
 async def test_the_password_the_user_and_the_database_of_the_url_are_used(folder: Path):
@@ -112,16 +208,16 @@ async def test_the_password_the_user_and_the_database_of_the_url_are_used(folder
             admin.execute_command("ACL SETUSER ada on >p@ss/word ~* &* +@all")
             admin.config_set("requirepass", "p@ss:2")
         for login in ("ada:p%40ss%2Fword", ":p%40ss%3A2"):
-            async with opened(f"redis://{login}@{where}/3") as client:
-                await client.call([("SET", "where", "three")])
-            async with opened(f"redis://{login}@{where}?db=3") as client:
-                assert await client.call([("GET", "where")]) == [b"three"]
-            async with opened(f"redis://{login}@{where}") as client:
-                assert await client.call([("GET", "where")]) == [None]
+            async with opened(f"redis://{login}@{where}/3") as opened_client:
+                await opened_client.ask("SET", "where", "three")
+            async with opened(f"redis://{login}@{where}?db=3") as opened_client:
+                assert await opened_client.ask("GET", "where") == b"three"
+            async with opened(f"redis://{login}@{where}") as opened_client:
+                assert await opened_client.ask("GET", "where") is None
         for login in ("", "ada:wrong@", ":wrong@"):
-            async with opened(f"redis://{login}{where}") as client:
-                with pytest.raises(RedisLost):
-                    await client.call([("SET", "x", "y")])
+            async with opened(f"redis://{login}{where}") as opened_client:
+                assert not await opened_client.recent.probe()
+                assert not opened_client.breaker.up
 
 
 Handler = Callable[[trio.abc.Stream], Awaitable[None]]
@@ -164,35 +260,19 @@ async def says_ok(stream: trio.abc.Stream) -> None:
         [b"HTTP/1.1 400 Bad Request\r\n\r\n"],
         [b"+OK\r\n", b"-LOADING not yet\r\n"],
         [b"+OK\r\n", b"$9\r\nab"],
+        [b"+OK\r\n", b"*1\r\n*1\r\n$1\r\n"],
     ],
+    ids=["silent", "HTTP", "loading", "half a string", "half a list"],
 )
-async def test_a_peer_that_is_no_redis_or_not_yet_one_is_lost(replies: list[bytes]):
+async def test_a_peer_that_is_no_redis_or_not_yet_one_is_unavailable(replies: list[bytes]):
     async def handler(stream: trio.abc.Stream) -> None:
         for reply in replies:
             await stream.receive_some(65536)
             await stream.send_all(reply)
 
-    async with peer(handler) as port, opened(f"redis://127.0.0.1:{port}") as client:
-        with pytest.raises(RedisLost):
-            await client.call([("PING",)])
-
-
-async def test_answers_in_any_pieces_are_the_same_answers():
-    answer = b"+OK\r\n*2\r\n$3\r\na\r\n\r\n:7\r\n$-1\r\n"
-
-    async def handler(stream: trio.abc.Stream) -> None:
-        await stream.receive_some(65536)
-        for index in range(len(answer)):
-            await stream.send_all(answer[index : index + 1])
-        await trio.sleep_forever()
-
-    async with peer(handler) as port:
-        client = Client(Secret(f"redis://127.0.0.1:{port}"))
-        connection = await client.connect()
-        try:
-            assert await connection.call([("a",), ("b",)]) == [[b"a\r\n", 7], None]
-        finally:
-            connection.close()
+    async with peer(handler) as port, opened(f"redis://127.0.0.1:{port}") as opened_client:
+        with pytest.raises(StoreUnavailable):
+            await opened_client.recent.read([1])
 
 
 async def test_rediss_speaks_tls_and_believes_only_who_can_prove_itself():
@@ -202,10 +282,8 @@ async def test_rediss_speaks_tls_and_believes_only_who_can_prove_itself():
     async with peer(says_ok, context) as port:
         url = f"rediss://127.0.0.1:{port}"
         for options in (f"?ssl_ca_certs={certfile}", "?ssl_cert_reqs=none"):
-            async with opened(url + options) as client:
+            async with opened(url + options) as opened_client:
                 for _ in range(3):
-                    assert await client.call([("SET", "a", "1")]) == [b"OK"]
-                assert len(client._idle) == 1, "used again"
-        async with opened(url) as client:
-            with pytest.raises(RedisLost):
-                await client.call([("SET", "a", "1")])
+                    assert await opened_client.recent.probe()
+        async with opened(url) as opened_client:
+            assert not await opened_client.recent.probe()

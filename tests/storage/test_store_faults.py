@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 import redis
+import redis.asyncio
 import trio
 
 from storage.contract import Record, StoreUnavailable
@@ -492,9 +493,17 @@ async def test_a_stalled_feed_is_taken_for_dead(database: Database, redis_url: s
 
 
 async def test_channels_that_nobody_wants_any_more_are_forgotten(
-    database: Database, redis_url: str
+    database: Database, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """A worker lives for weeks: subscriptions must not grow with it."""
+    """A worker lives for weeks: subscriptions and the driver's lists must not grow with it."""
+    made: list[Any] = []
+    pubsub = redis.asyncio.Redis.pubsub
+
+    def remember(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made.append(pubsub(self, *args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(redis.asyncio.Redis, "pubsub", remember)
     async with opened_store(database, redis_url) as (store, _):
         await until(lambda: store.feed.connected)
         for channel_id in range(1, 301):
@@ -505,3 +514,6 @@ async def test_channels_that_nobody_wants_any_more_are_forgotten(
         assert len(store.feed._wanted) == 1
         with redis.Redis.from_url(redis_url) as client:
             await until(lambda: len(client.pubsub_channels()) == 2, 2)  # the control's, and one
+        (driver,) = made
+        assert not driver.channels
+        assert not driver.pending_unsubscribe_channels

@@ -1,0 +1,39 @@
+-- Add messages to their channels' sorted sets, trim these, and publish what is new.
+--
+-- KEYS: for each write, its channel's sorted set.
+-- ARGV[1]: messages that are kept of a channel, at most 1000: so many fit into one command here.
+-- ARGV[2]: seconds that a quiet channel is kept.
+-- Then for each write: its pub/sub channel, or '' for a rebuild, which is not published; how many
+-- messages; and these, each a number and a record.
+--
+-- As in a pipeline, a command that is refused holds up no other: the first refusal is the answer.
+local oldest, ttl = -(tonumber(ARGV[1]) + 1), ARGV[2]
+local refused
+
+local function call(...)
+  local answer = redis.pcall(...)
+  if type(answer) == 'table' and answer.err then
+    refused = refused or answer
+  end
+end
+
+local at = 3
+for _, key in ipairs(KEYS) do
+  local live, first = ARGV[at], at + 2
+  local last = first + 2 * ARGV[at + 1] - 1
+  if live == '' then
+    -- Another version of a message (its author has a new name) would keep an older one out.
+    call('ZREMRANGEBYSCORE', key, ARGV[first], ARGV[last - 1])
+  end
+  call('ZADD', key, unpack(ARGV, first, last))
+  call('ZREMRANGEBYRANK', key, 0, oldest)
+  call('EXPIRE', key, ttl)
+  if live ~= '' then
+    for record = first + 1, last, 2 do
+      call('PUBLISH', live, ARGV[record])
+    end
+  end
+  at = last + 1
+end
+
+return refused or #KEYS
