@@ -46,7 +46,7 @@ PROBLEMS: dict[str, ProblemKind] = {
     "URI_TOO_LONG": ProblemKind(414, "The request's target is too long"),
     "HEADERS_TOO_LARGE": ProblemKind(431, "The request's headers are too large or too many"),
     "METHOD_UNKNOWN": ProblemKind(501, "This method is not known here"),
-    "HTTP_VERSION": ProblemKind(505, "Only HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here"),
+    "HTTP_VERSION": ProblemKind(505, "This version of HTTP is not spoken here"),
     # What is scarce
     "RATE_LIMITED": ProblemKind(429, "Too many messages in a short time"),
     "TOO_MANY_STREAMS": ProblemKind(429, "You have too many open streams"),

@@ -98,8 +98,7 @@ class Wire:
 
     def end(self) -> None:
         """The end of a streamed response. Plain."""
-        if self.chunked:
-            self.write(b"0\r\n\r\n")
+        self.write(b"0\r\n\r\n" if self.chunked else b"")
 
     def half_close(self) -> None:
         """Say that nothing more is written. Plain."""

@@ -59,8 +59,8 @@ LIFESPAN_SECONDS = 5.0
 
 START_SECONDS = 30.0
 
-SPARE_FILES = 200
-"""Of the process's limit: for PostgreSQL, Redis, listening and what Python opens."""
+SPARE_FILES = 400
+"""Of the process's limit: for PostgreSQL, Redis, who is turned away, and what Python opens."""
 
 COLLECT = (10_000, 10, 1_000)
 """The collector's thresholds: new objects, then collections of each younger generation. A full one

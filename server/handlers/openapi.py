@@ -226,7 +226,7 @@ def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _post_problems() -> dict[str, Any]:
-    return _problems(400, 401, 403, 404, 408, 409, 413, 415, 429, 503)
+    return _problems(400, 401, 403, 404, 408, 409, 413, 414, 415, 429, 431, 501, 503, 505)
 
 
 def _problems(*statuses: int) -> dict[str, Any]:

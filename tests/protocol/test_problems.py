@@ -29,7 +29,8 @@ def test_a_problem_is_a_whole_answer(code: str):
 
 def test_the_titles_are_those_of_the_statuses():
     assert {status for status, _ in PROBLEMS.values()} == set(TITLES)
-    renamed = {413: "Content Too Large"}  # RFC 9110; the standard library has the older name
+    # RFC 9110; the standard library has the older names
+    renamed = {413: "Content Too Large", 414: "URI Too Long"}
     for status, title in TITLES.items():
         assert title == renamed.get(status, http.HTTPStatus(status).phrase)
 
