@@ -15,8 +15,8 @@ from storage.bridge import open_bridge
 from storage.contract import Eviction, Record
 from storage.metrics import EVICTIONS
 from storage.redis import Keys
-from storage.redis.client import open_client
-from storage.redis.feed import PING_SECONDS, Feed
+from storage.redis.client import MAX_CONNECTIONS, open_client
+from storage.redis.feed import PING_SECONDS, RECONNECT_SECONDS, SILENCE_SECONDS, Feed
 
 KEYS = Keys({"host": "h", "port": 1, "dbname": "d"})
 Batch = Sequence[tuple[int, Record]]
@@ -87,8 +87,29 @@ class SilentPubSub(BreakingPubSub):
 
 
 class SilentClient:
+    def __init__(self) -> None:
+        self.tried_at: list[float] = []
+
     def pubsub(self) -> SilentPubSub:
+        self.tried_at.append(trio.current_time())
         return SilentPubSub()
+
+
+async def test_a_redis_that_does_not_let_the_feed_in_is_asked_again(autojump_clock: Any):
+    client: Any = SilentClient()
+    feed = Feed(
+        DIRECT,
+        client,
+        KEYS,
+        breaker=Breaker("redis", tolerance=10, on_change=lambda _: None),
+        on_records=lambda _: None,
+        on_evicted=lambda _: None,
+        on_missed=lambda: None,
+    )
+    with trio.move_on_after(2 * (SILENCE_SECONDS + RECONNECT_SECONDS)):
+        await feed.serve()
+    assert len(client.tried_at) >= 2
+    assert not feed.connected
 
 
 async def test_who_listens_waits_for_redis_no_longer_than_told(autojump_clock: Any):
@@ -134,7 +155,7 @@ async def listening_feed(
                 bridge,
                 client,
                 KEYS,
-                breaker=Breaker("redis", tolerance=10, on_change=lambda _: None),
+                breaker=Breaker("redis", tolerance=1000, on_change=lambda _: None),
                 on_records=on_records,
                 on_evicted=on_evicted,
                 on_missed=on_missed,
@@ -238,3 +259,21 @@ def test_an_eviction_is_written_as_it_is_read_and_shows_nobody():
         assert Eviction.decode(eviction.encode()) == eviction
     assert Eviction(clerk_id="user_x").encode() == b'{"clerkId":"user_x"}'
     assert "user_x" not in repr(Eviction(clerk_id="user_x"))
+
+
+async def test_a_feed_that_is_cut_again_and_again_comes_back_each_time(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """More often than there may be connections: each lost one is given back."""
+    monkeypatch.setattr("storage.redis.feed.RECONNECT_SECONDS", 0.01)
+    heard: list[Batch] = []
+    with redis.Redis.from_url(redis_url) as admin:
+        async with listening_feed(redis_url, [1], heard.append) as feed:
+            for number in range(1, MAX_CONNECTIONS + 3):
+                assert admin.client_kill_filter(_type="pubsub") == 1
+                await until(lambda: not feed.connected)
+                await until(lambda: feed.connected)
+                assert await feed.listening(1, seconds=5)
+                publish(redis_url, (1, Record(number, 0, b"{}", b"{}")))
+                await until(lambda: bool(heard))
+                heard.clear()

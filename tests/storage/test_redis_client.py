@@ -101,10 +101,10 @@ async def test_a_rebuild_takes_the_place_of_other_versions_and_is_not_published(
     with redis.Redis.from_url(redis_url) as client, client.pubsub() as pubsub:
         pubsub.subscribe(KEYS.live(1))
         async with opened(redis_url) as (_, _, recent, _):
-            await recent.write([(1, [record(seq, "old") for seq in range(1, 6)], False)])
-            await recent.write([(1, [record(seq, "new") for seq in (2, 3, 4)], False)])
+            await recent.write([(1, [record(seq, "1st") for seq in range(1, 6)], False)])
+            await recent.write([(1, [record(seq, "2nd") for seq in (2, 3, 4)], False)])
             await recent.write([(1, [record(6, "said"), record(7, "said")], True)])
-            texts = ("old", "new", "new", "new", "old", "said", "said")
+            texts = ("1st", "2nd", "2nd", "2nd", "1st", "said", "said")
             assert await recent.read([1]) == [
                 [record(seq, text) for seq, text in enumerate(texts, 1)]
             ]
