@@ -114,10 +114,12 @@ def _dropped(lines: int) -> Event:
         "at": _now(),
         "level": "warning",
         "event": "log_lines_dropped",
-        "worker": os.getpid(),
+        "worker": _pid,
         "lines": lines,
     }
 
+
+_pid = os.getpid()
 
 _second = (-1, "")
 """The last second that was named, and its name: most lines fall into the same."""
@@ -141,7 +143,7 @@ def _complete(logger: Any, method: str, event: Event) -> Event:
         "level": "error" if method == "exception" else method,
         "event": _plain(event.pop("event", "")),
         "logger": getattr(logger, "name", "server"),
-        "worker": os.getpid(),
+        "worker": _pid,
     }
     if "exc_info" in event or "stack_info" in event:
         event |= _describe_exception(event)

@@ -2,6 +2,8 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+import storage.metrics  # noqa: F401 - it settles how values are kept, before the first is made
+
 CONNECTIONS_OPEN = Gauge(
     "sottovoce_connections_open", "Connections now open", multiprocess_mode="livesum"
 )

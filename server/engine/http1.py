@@ -413,6 +413,7 @@ class Connection:
                     engine.idle.pop(self, None)
                     engine.waiting_for_head[self] = trio.current_time()
                 waited = True
+                await self._wire.readable()  # it is hardly ever there yet, and asking costs a call
                 data = await self._read()
             self._feed(data)
 
