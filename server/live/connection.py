@@ -104,7 +104,6 @@ class Connection:
         "_limits",
         "_nursery",
         "_outbox",
-        "_scope",
         "_store",
         "_wire",
         "_wrote",
@@ -138,7 +137,6 @@ class Connection:
         self._limits = limits
         self._lease = lease
         self._channel: Channel | None = None
-        self._scope: trio.CancelScope | None = None
         self._nursery: trio.Nursery | None = None
         self._wire: Wire | None = None
         self._outbox: Outbox | None = None
@@ -167,8 +165,8 @@ class Connection:
         if self.reason is None:
             self.reason = reason
             self._let_go()
-            if self._scope is not None:
-                self._scope.cancel()
+            if self._nursery is not None:
+                self._nursery.cancel_scope.cancel()
 
     def recheck_soon(self) -> None:
         """Look at access again within a second: something was decided about it. Plain."""
@@ -192,30 +190,26 @@ class Connection:
         if self.reason is not None:
             raise EndedEarly(self.reason)
         try:
-            with trio.CancelScope() as self._scope:
-                self._channel = channel = self._hub.attach(self)
-                recent = self._hub.recall(channel, cursor, head=head)
-                if recent is not None and cursor is not None:
-                    self.watermark.seq = cursor
-                    self._begin(begin(), recent, head=channel.head or 0)
-                    return
-                await self._store.feed.listening(self.channel_id, seconds=LISTEN_SECONDS)
-                page = await self._store.history(self.channel_id, cursor, head=head)
-                if self.reason is None:
-                    records = page.records
-                    if cursor is not None and not page.reset:
-                        self.watermark.seq = cursor
-                    else:
-                        self.watermark.seq = records[0].seq - 1 if records else page.head
-                    self._begin(begin(), records, head=page.head, reset=page.reset)
-            if self._wire is None:
-                assert self.reason is not None
+            self._channel = channel = self._hub.attach(self)
+            recent = self._hub.recall(channel, cursor, head=head)
+            if recent is not None and cursor is not None:
+                self.watermark.seq = cursor
+                self._begin(begin(), recent, head=channel.head or 0)
+                return
+            # Both waits are short; a stream that is ended meanwhile is told after them.
+            await self._store.feed.listening(self.channel_id, seconds=LISTEN_SECONDS)
+            page = await self._store.history(self.channel_id, cursor, head=head)
+            if self.reason is not None:
                 raise EndedEarly(self.reason)
+            records = page.records
+            if cursor is not None and not page.reset:
+                self.watermark.seq = cursor
+            else:
+                self.watermark.seq = records[0].seq - 1 if records else page.head
+            self._begin(begin(), records, head=page.head, reset=page.reset)
         except BaseException:
             self._let_go()
             raise
-        finally:
-            self._scope = None
 
     async def live(self) -> None:
         """Stay until something ends the stream; never raises for what the peer did."""
@@ -223,7 +217,7 @@ class Connection:
         assert wire is not None
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery, self._scope = nursery, nursery.cancel_scope
+                self._nursery = nursery
                 if self.reason is not None:
                     nursery.cancel_scope.cancel()
                 if self._outbox is not None:
@@ -238,7 +232,7 @@ class Connection:
                     self._let_go()  # before others have their turn: the nursery takes no more tasks
                     nursery.cancel_scope.cancel()
         finally:
-            self._nursery = self._scope = None
+            self._nursery = None
             self._let_go()
         if self.reason is not None:
             await self._say_goodbye(wire)
