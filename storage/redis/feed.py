@@ -112,6 +112,11 @@ class Feed:
             self._dropped.add(channel_id)
             self._changed.set()
 
+    def hears(self, channel_id: int) -> bool:
+        """Whether Redis has confirmed that this process listens to the channel. Plain."""
+        wanted = self._wanted.get(channel_id)
+        return wanted is not None and wanted.confirmed
+
     async def listening(self, channel_id: int, *, seconds: float) -> bool:
         """Wait until a wanted channel is subscribed, at most `seconds`; not at all if Redis is
         known to be down."""

@@ -38,6 +38,7 @@ class RecentMessages:
         size: messages kept of a channel.
         ttl: seconds that a quiet channel is kept.
         seconds: for one script, connecting included.
+        hears: whether this process listens to a channel: then it is published to others alone.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class RecentMessages:
         size: int,
         ttl: int,
         seconds: float,
+        hears: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._bridge = bridge
+        self._hears = hears
         self._client = client
         self._read = load_script(client, "read_recent")
         self._write = load_script(client, "write_recent")
@@ -85,7 +88,8 @@ class RecentMessages:
         keys = [self._keys.recent(channel_id) for channel_id, _, _ in writes]
         args: list[bytes | int] = [self._size, self._ttl]
         for channel_id, records, publish in writes:
-            args += (self._keys.live(channel_id) if publish else b"", len(records))
+            live = self._keys.live(channel_id) if publish else b""
+            args += (live, int(publish and self._hears(channel_id)), len(records))
             for record in records:
                 args += (record.seq, record.encode())
         await self._execute("write", self._write, keys, args)

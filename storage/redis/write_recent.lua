@@ -3,8 +3,9 @@
 -- KEYS: for each write, its channel's sorted set.
 -- ARGV[1]: messages that are kept of a channel, at most 1000: so many fit into one command here.
 -- ARGV[2]: seconds that a quiet channel is kept.
--- Then for each write: its pub/sub channel, or '' for a rebuild, which is not published; how many
--- messages; and these, each a number and a record.
+-- Then for each write: its pub/sub channel, or '' for a rebuild, which is not published; 1 where the
+-- writer listens to that itself, else 0; how many messages; and these, each a number and a record.
+-- What only the writer would hear is not published: it has it already.
 --
 -- As in a pipeline, a command that is refused holds up no other: the first refusal is the answer.
 local oldest, ttl = -(tonumber(ARGV[1]) + 1), ARGV[2]
@@ -19,8 +20,8 @@ end
 
 local at = 3
 for _, key in ipairs(KEYS) do
-  local live, first = ARGV[at], at + 2
-  local last = first + 2 * ARGV[at + 1] - 1
+  local live, first = ARGV[at], at + 3
+  local last = first + 2 * ARGV[at + 2] - 1
   if live == '' then
     -- Another version of a message (its author has a new name) would keep an older one out.
     call('ZREMRANGEBYSCORE', key, ARGV[first], ARGV[last - 1])
@@ -28,7 +29,7 @@ for _, key in ipairs(KEYS) do
   call('ZADD', key, unpack(ARGV, first, last))
   call('ZREMRANGEBYRANK', key, 0, oldest)
   call('EXPIRE', key, ttl)
-  if live ~= '' then
+  if live ~= '' and redis.call('PUBSUB', 'NUMSUB', live)[2] > tonumber(ARGV[at + 1]) then
     for record = first + 1, last, 2 do
       call('PUBLISH', live, ARGV[record])
     end

@@ -47,12 +47,21 @@ class Opened(NamedTuple):
 
 
 @asynccontextmanager
-async def opened(url: str, *, size: int = 50) -> AsyncIterator[Opened]:
+async def opened(
+    url: str, *, size: int = 50, hears: Callable[[int], bool] = lambda _: False
+) -> AsyncIterator[Opened]:
     async with open_bridge() as bridge:
         client = open_client(Secret(url))
         breaker = Breaker("redis", tolerance=2, on_change=lambda _: None)
         recent = RecentMessages(
-            bridge, client, KEYS, breaker=breaker, size=size, ttl=600, seconds=REDIS_SECONDS
+            bridge,
+            client,
+            KEYS,
+            breaker=breaker,
+            size=size,
+            ttl=600,
+            seconds=REDIS_SECONDS,
+            hears=hears,
         )
         try:
             yield Opened(bridge, client, recent, breaker)
@@ -95,6 +104,29 @@ async def test_a_channel_keeps_its_newest_messages_for_a_time(redis_url: str):
         assert await recent.read([1, 2]) == [[record(3), record(4), record(5)], [record(1)]]
     with redis.Redis.from_url(redis_url) as client:
         assert 590 < int(client.ttl(KEYS.recent(1))) <= 600
+
+
+async def test_what_only_the_writer_would_hear_is_not_published(redis_url: str):
+    """Channel 1 has the writer alone, 2 somebody else alone, 3 both, 4 nobody."""
+    with redis.Redis.from_url(redis_url) as client:
+        ours, theirs = client.pubsub(), client.pubsub()
+        with ours, theirs:
+            ours.subscribe(KEYS.live(1), KEYS.live(3))
+            theirs.subscribe(KEYS.live(2), KEYS.live(3))
+            for each in (ours, theirs):
+                assert {each.get_message(timeout=5)["type"] for _ in "12"} == {"subscribe"}
+            async with opened(redis_url, hears={1, 3}.__contains__) as (_, _, recent, _):
+                await recent.write([(n, [record(n)], True) for n in (1, 2, 3, 4)])
+                assert await recent.read([1, 2, 3, 4]) == [[record(n)] for n in (1, 2, 3, 4)]
+            heard = [
+                [KEYS.channel_of(message["channel"]) for _ in "123" if (message := _next(each))]
+                for each in (ours, theirs)
+            ]
+    assert heard == [[3], [2, 3]]
+
+
+def _next(pubsub: Any) -> Any:
+    return pubsub.get_message(timeout=0.2)
 
 
 async def test_a_rebuild_takes_the_place_of_other_versions_and_is_not_published(redis_url: str):
