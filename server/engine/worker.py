@@ -339,7 +339,7 @@ def _innermost(error: BaseException) -> BaseException:
 def _calm_collector() -> None:
     """Have the garbage collector look at what is young, and leave what lives as long as streams.
 
-    A full collection walks every object of every stream: 0.2 s at 18,000, in which nobody is
+    A full collection walks every object of every stream: 0.23 s at 6,000, in which nobody is
     served. Streams and requests leave no cycles behind (tests/server/live see to it), so that
     reference counts free them.
     """
