@@ -130,10 +130,21 @@ def _posts(results: Results) -> list[Line]:
 
 
 def _sends(results: Results) -> Line:
+    """With as many workers as serve the whole machine better."""
+    rates = [
+        rate
+        for processes in (1, 2)
+        if (
+            rate := results.median(
+                pairs.NAME, "sottovoce", pairs.MAXIMUM, "sends_per_second", processes=processes
+            )
+        )
+        is not None
+    ]
     return _line(
         "durable sends, each to two streams, whole machine",
         "3,000 /s",
-        results.median(pairs.NAME, "sottovoce", pairs.MAXIMUM, "sends_per_second"),
+        max(rates, default=None),
         lambda rate: rate >= 3000,
         _per_second,
         ("6,000 /s", lambda rate: rate >= 6000),
