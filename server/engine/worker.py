@@ -48,6 +48,10 @@ END_SECONDS = 15.0
 DRAIN_MARGIN_SECONDS = 5.0
 """For sends in flight and the last bytes of the last stream."""
 
+RETIREMENT_SECONDS = 2.0
+"""For the same where others accept: a connection that is closed while its client begins to speak
+costs that client an error, and who has been silent for so long hardly will just then."""
+
 FAREWELL_SECONDS = 0.5
 """Before the end, for who uses a connection again and again: to be told that it closes."""
 
@@ -226,12 +230,13 @@ class Worker:
                 self.failed = True
         if scope.cancelled_caught:
             log.warning("drain_timed_out")
-        if not self._retiring:
-            # Not sooner: whoever leaves comes back to us, and each return costs an accept.
-            self._engine.draining = True
-            with trio.move_on_after(min(FAREWELL_SECONDS, self._drain_seconds / 10)):
-                while self._engine.connections:  # noqa: ASYNC110 - a few times at the end
-                    await trio.sleep(0.02)
+        # If nobody else accepts, not sooner: whoever leaves comes back to us, and each return
+        # costs an accept.
+        self._engine.draining = True
+        patience = min(FAREWELL_SECONDS, self._drain_seconds / 10)
+        with trio.move_on_after(RETIREMENT_SECONDS if self._retiring else patience):
+            while self._engine.connections:  # noqa: ASYNC110 - a few times at the end
+                await trio.sleep(0.02)
         self._engine.close_idle()
 
     def _end(self, everything: trio.CancelScope) -> None:

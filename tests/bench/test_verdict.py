@@ -103,10 +103,25 @@ def test_the_median_of_the_rounds_is_judged():
 
 def test_two_processes_are_not_judged_as_one():
     twice = Sample(
-        scenario="pairs",
+        scenario="connect",
         subject="sottovoce",
-        case="maximum",
+        case="new streams",
         processes=2,
-        values={"sends_per_second": 9_000.0},
+        values={"streams_per_second": 9_000.0},
     )
     assert all(line.met is None for line in verdict(Results([twice])))
+
+
+def test_sends_on_the_whole_machine_are_those_of_the_better_number_of_workers():
+    both = [
+        Sample(
+            scenario="pairs",
+            subject="sottovoce",
+            case="maximum",
+            processes=processes,
+            values={"sends_per_second": rate},
+        )
+        for processes, rate in ((1, 2_500.0), (2, 3_500.0))
+    ]
+    (line,) = [line for line in verdict(Results(both)) if line.met is not None]
+    assert (line.met, line.reached) == (True, "3,500 /s")
