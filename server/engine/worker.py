@@ -48,12 +48,12 @@ END_SECONDS = 15.0
 DRAIN_MARGIN_SECONDS = 5.0
 """For sends in flight and the last bytes of the last stream."""
 
-RETIREMENT_SECONDS = 2.0
-"""For the same where others accept: a connection that is closed while its client begins to speak
-costs that client an error, and who has been silent for so long hardly will just then."""
-
 FAREWELL_SECONDS = 0.5
 """Before the end, for who uses a connection again and again: to be told that it closes."""
+
+RETIREMENT_SECONDS = 2.0
+"""For the same where others accept. A connection that is closed while its client begins to speak
+costs that client an error, and who has been silent for so long hardly will just then."""
 
 GRACE_SECONDS = 3.0
 """After the drain, for what still holds a connection."""
