@@ -45,6 +45,8 @@ class Service:
         self.hub = hub
         self.enabled = settings.chat_enabled
         self.draining = False
+        self.streams = 0
+        """Open ones, those included that are saying why they end."""
         self.stream_limits = StreamLimits(
             heartbeat=settings.heartbeat_seconds,
             retry=settings.retry_milliseconds,
@@ -171,10 +173,10 @@ class Service:
                 await trio.sleep_until(due)
             stream.end(ClosingReason.DRAIN)
         with trio.move_on_after(FINISH_SECONDS):
-            # Those that are refused nothing may still begin streams. Where others are, requests
-            # come without an end, and would be waited for until nobody takes them any more.
-            while not refuse and in_flight():
-                for stream in self.hub.all_streams():
+            # Streams have a last word to say. Where nobody else accepts requests come without an
+            # end, and would be waited for until nobody takes them any more.
+            while self.streams or (not refuse and in_flight()):
+                for stream in self.hub.all_streams():  # begun meanwhile
                     stream.end(ClosingReason.DRAIN)
                 await trio.sleep(0.02)
         log.info("drained", seconds=round(trio.current_time() - started, 2), left=in_flight())

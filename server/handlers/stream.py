@@ -110,12 +110,14 @@ class _OpenStream:
 
     async def run(self) -> None:
         STREAMS_OPEN.inc()
+        self._service.streams += 1
         self._note("stream_opened")
         log.info("stream_opened", **self._ids())
         try:
             await self._connection.live()
         finally:
             STREAMS_OPEN.dec()
+            self._service.streams -= 1
             ended = self._connection.reason
             reason = ended.value if ended else "peer_left"
             lived = trio.current_time() - self._since

@@ -376,7 +376,6 @@ class Connection:
         with trio.move_on_after(GOODBYE_SECONDS, shield=True):
             try:
                 wire.write(chunk(body) if wire.chunked else body)
-                await wire.flush(seconds=GOODBYE_SECONDS)
                 wire.end()
                 await wire.flush(seconds=GOODBYE_SECONDS)
             except Exception as error:

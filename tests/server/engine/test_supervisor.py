@@ -154,6 +154,7 @@ async def test_a_supervisor_that_is_cancelled_leaves_no_process():
     assert not any(map(psutil.pid_exists, pids))
 
 
+@pytest.mark.once  # Hypercorn's own connections are closed when they are silent as it ends
 async def test_a_roll_replaces_every_worker_and_turns_nobody_away():
     changes = []
     async with running(workers=2, on_change=lambda: changes.append(1)) as server:
