@@ -53,9 +53,9 @@ class Application:
                     del scope, receive, send  # a stream may live for hours
                     if life is not None:
                         await life()
+                except Abandoned:
+                    raise
                 except Exception as error:
-                    if isinstance(error, Abandoned):
-                        raise
                     log.error("stream_failed", **describe(error))
                     raise Abandoned from None
                 finally:
