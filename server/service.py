@@ -63,10 +63,13 @@ class Service:
         self.evictions = Evictions(self.gate, hub.all_streams)
         store.on_evicted = self.evictions.take
         store.on_missed = self._missed
-        self._verifier = TokenVerifier(
+        self.keys: PemKey | RemoteKeys = (
             PemKey(settings.clerk_jwt_key)
             if settings.clerk_jwt_key
-            else RemoteKeys(jwks_url(settings.issuer)),
+            else RemoteKeys(jwks_url(settings.issuer))
+        )
+        self._verifier = TokenVerifier(
+            self.keys,
             issuer=settings.issuer,
             authorized_parties=settings.authorized_parties,
         )
@@ -225,5 +228,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             nursery.start_soon(keep_running, "clock", service.clock.run)
             nursery.start_soon(keep_running, "quiet_channels", hub.serve)
             nursery.start_soon(keep_running, "evictions", service.evictions.serve)
+            if isinstance(service.keys, RemoteKeys):
+                nursery.start_soon(service.keys.prefetch)
             yield service
             nursery.cancel_scope.cancel()

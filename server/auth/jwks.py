@@ -7,6 +7,7 @@ keys that are known stay good. RFC 7517 is the format.
 import base64
 import contextlib
 import functools
+import random
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Literal, Protocol
@@ -229,6 +230,16 @@ class RemoteKeys:
         if self._failing:
             raise KeysUnavailable(max(1.0, self._next_read_at - self._clock()))
         raise UnknownKey
+
+    async def prefetch(self) -> None:
+        """Read the set before anybody asks, so that a new worker needs the endpoint no more; while
+        that fails, again each `min_interval`, jittered, until somebody has read one."""
+        while not self._keys:
+            async with self._reading:
+                if self._clock() >= self._next_read_at:
+                    await self._read()
+            if not self._keys:
+                await trio.sleep(self._min_interval * random.uniform(0.5, 1.0))
 
     async def _read(self) -> None:
         started = self._clock()

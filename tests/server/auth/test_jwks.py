@@ -52,6 +52,30 @@ def number(signer: Signer) -> int:
     return signer.key.public_key().public_numbers().n
 
 
+async def test_a_prefetched_set_needs_the_endpoint_no_more(autojump_clock: MockClock):
+    endpoint = Endpoint(ONE)
+    keys = endpoint.keys()
+    await keys.prefetch()
+    endpoint.failure = OSError()
+    assert (await keys.key("key-1")).public_numbers().n == number(ONE)
+    await keys.prefetch()
+    assert endpoint.reads == 1
+
+
+async def test_a_prefetch_that_fails_is_tried_again_until_it_does_not(autojump_clock: MockClock):
+    endpoint = Endpoint(ONE)
+    endpoint.failure = OSError()
+    keys = endpoint.keys()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keys.prefetch)
+        await trio.sleep(100)
+        assert 4 <= endpoint.reads <= 7
+        endpoint.failure = None
+    assert trio.current_time() < 131
+    endpoint.failure = OSError()
+    assert (await keys.key("key-1")).public_numbers().n == number(ONE)
+
+
 async def test_a_key_is_found_by_its_id_with_one_read(autojump_clock: MockClock):
     endpoint = Endpoint(ONE, TWO)
     keys = endpoint.keys()
