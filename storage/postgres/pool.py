@@ -34,9 +34,17 @@ _BUSY = ("55P03", "40001", "40P01")
 _SETTINGS = b"""
 SELECT set_config('timezone', 'UTC', false), set_config('lock_timeout', %s, false),
        set_config('statement_timeout', %s, false),
-       set_config('idle_in_transaction_session_timeout', %s, false)
+       set_config('idle_in_transaction_session_timeout', %s, false),
+       set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),
+       set_config('enable_mergejoin', 'off', false), set_config('jit', 'off', false)
 """
-"""Not in the startup packet's options, which connection poolers refuse."""
+"""Not in the startup packet's options, which connection poolers refuse.
+
+Every statement here finds its rows by an index. A plan that was made while a table was small
+reads all of it instead, and stays in use while the table grows, until it is analyzed: after
+20,000 messages an append took 5.7 ms in place of 1.0. And where the planner is told not to, what
+it does all the same looks so dear to it that it would compile the statement (jit): for longer
+than any of them takes."""
 
 
 class StatementFailed(Exception):

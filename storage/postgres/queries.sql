@@ -73,7 +73,12 @@ SELECT c.id, c.channel_identifier, c.therapist_id, c.prospect_user_id, c.status,
 FROM chat_channels c
 JOIN therapists t ON t.id = c.therapist_id
 JOIN users p ON p.id = c.prospect_user_id
-WHERE t.user_id = %(user_id)s OR (c.prospect_user_id = %(user_id)s AND %(as_prospect)s)
+WHERE c.id IN (
+    SELECT own.id FROM chat_channels own
+    JOIN therapists me ON me.id = own.therapist_id WHERE me.user_id = %(user_id)s
+    UNION
+    SELECT own.id FROM chat_channels own
+    WHERE own.prospect_user_id = %(user_id)s AND %(as_prospect)s)
 ORDER BY c.last_message_at DESC NULLS LAST, c.id DESC
 LIMIT %(limit)s;
 

@@ -686,3 +686,36 @@ async def test_closing_the_store_ends_what_waits_on_it(database: Database):
         pass
     with trio.fail_after(5), pytest.raises(StoreUnavailable):
         await store._appends.submit(draft(room, "a"), seconds=0.1)
+
+
+# Plans
+
+
+async def test_no_statement_reads_a_whole_table_however_small_it_was_when_planned(
+    database: Database, redis_url: str
+):
+    rooms = make_rooms(database, 3)
+    tables = ["users", "therapists", "chat_channels", "chat_messages", "chat_tickets"]
+
+    def whole_reads() -> dict[str, int]:
+        rows = database.execute("SELECT relname, seq_scan FROM pg_stat_user_tables")
+        return {name: scans for name, scans in rows if name in tables}
+
+    room = rooms[0]
+    insert_messages(database, room, 5)
+    database.execute("ANALYZE")  # a table of one page: reading all of it looks best
+    before = whole_reads()
+    async with opened_store(database, redis_url) as (store, _):
+        for _ in range(8):  # the sixth time PostgreSQL keeps a plan
+            record = await store.append(draft(room, "text"))
+            await store.access(room.therapist.clerk_id, room.channel_id)
+            await store.history(room.channel_id, record.seq - 1, head=10**9)
+            await store.page_before(room.channel_id, record.seq, size=5)
+            await store.heads({room.channel_id: 0})
+            await store.channels_of(room.therapist.id, as_prospect=True)
+            await store.pair(1, room.prospect.id)
+            await store.mark_read(room.channel_id, as_therapist=False)
+            await store.export_header(room.channel_id)
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    await until(lambda: database.execute(others) == [(1,)])  # a backend that ends tells its counts
+    assert whole_reads() == before
