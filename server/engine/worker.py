@@ -399,7 +399,7 @@ def main() -> int:
     except CertificateError as error:
         return _refuse([str(error)])
     os.environ.update(values)  # where the application reads its settings
-    configure_logging(settings.log_format, settings.log_level)
+    lines = configure_logging(settings.log_format, settings.log_level)
     hide_uncaught_exceptions()
     files = _raise_file_limit()
 
@@ -424,7 +424,8 @@ def main() -> int:
             socket.socket(fileno=arguments.fd),
             ready_fd=arguments.ready_fd,
             lifeline_fd=sys.stdin.fileno(),
-        )
+        ),
+        instruments=[lines],
     )
     if worker.findings:
         return _refuse(worker.findings)

@@ -161,3 +161,39 @@ log.info('after')
         dropped, after = map(json.loads, process.stdout.read().splitlines())
     assert (dropped["event"], after["event"]) == ("log_lines_dropped", "after")
     assert dropped["lines"] == 3000 - written > 0
+
+
+def test_under_trio_lines_of_one_turn_are_written_together_and_a_warning_at_once():
+    done = run("""
+import os, trio
+reader, writer = os.pipe()
+os.set_blocking(reader, False)
+kept = os.dup(1)
+os.dup2(writer, 1)
+lines = configure_logging(sys.argv[1], "info")
+log = structlog.get_logger("here")
+found = []
+
+def look():
+    try:
+        found.append([part.split('"event":"')[1][0] for part in os.read(reader, 99999).decode().splitlines()])
+    except BlockingIOError:
+        found.append([])
+
+async def main():
+    log.info("a"); log.info("b"); look()
+    await trio.sleep(0); look()
+    log.info("c"); log.warning("d"); look()
+    log.info("e"); look()
+    for n in range(40):
+        log.info("f", text="x" * 1000)
+    await trio.sleep(0); look()
+    log.info("g")
+
+trio.run(main, instruments=[lines])
+look()
+log.info("h"); look()
+os.write(kept, repr(found).encode())
+""")
+    expected = [[], ["a", "b"], ["c", "d"], [], ["e", *"f" * 40], ["g"], ["h"]]
+    assert (done.stdout, done.stderr) == (repr(expected), "")
