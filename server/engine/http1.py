@@ -11,6 +11,11 @@ extension `sottovoce.direct` in a GET's scope, which other servers do not have.
     stream = scope["extensions"]["sottovoce.direct"]["open"](status, headers)   # plain
     stream.write(chunk)                                                         # see `wire.Wire`
 
+and the body of any other request taken without waiting for it, where it came with its head, as it
+nearly always does:
+
+    body = scope["extensions"]["sottovoce.whole_body"]()   # plain; None: ask `receive` for it
+
 RFC 9112 says what is refused. llhttp is strict about framing (two lengths, a length and chunks,
 bare LF, folded lines, spaces and NUL in names, sizes out of range); what it lets pass is refused
 in `_check_head`.
@@ -553,7 +558,19 @@ class Connection:
         }
         if request.method == "GET":
             scope["extensions"] = {"sottovoce.direct": {"open": self._open_direct}}
+        else:
+            scope["extensions"] = {"sottovoce.whole_body": self._whole_body}
         return scope
+
+    def _whole_body(self) -> bytes | None:
+        """For the application: the body, once, if all of it has arrived. Plain."""
+        request = self._answering
+        if request is None or not request.whole or self._given:
+            return None
+        self._given = True
+        body = b"".join(request.body)
+        request.body.clear()
+        return body
 
     async def _receive(self) -> Message:
         """ASGI's: the body in parts, then the peer's leaving."""

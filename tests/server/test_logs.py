@@ -176,7 +176,8 @@ found = []
 
 def look():
     try:
-        found.append([part.split('"event":"')[1][0] for part in os.read(reader, 99999).decode().splitlines()])
+        written = os.read(reader, 99999).decode().splitlines()
+        found.append([line.split('"event":"')[1][0] for line in written])
     except BlockingIOError:
         found.append([])
 

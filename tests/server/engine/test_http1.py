@@ -972,6 +972,43 @@ async def test_a_direct_head_with_a_line_break_is_refused():
         assert (await client.answer()).status == 500
 
 
+# Bodies that came with their heads: `sottovoce.whole_body`
+
+
+async def test_a_whole_body_is_given_once_and_without_a_wait_and_a_part_of_one_is_not():
+    taken: list[bytes | None] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        ask = scope["extensions"]["sottovoce.whole_body"]
+        taken.append(ask())
+        if taken[-1] is None:
+            body, more = b"", True
+            while more:
+                message = await receive()
+                body, more = body + message["body"], message["more_body"]
+            taken.append(body)
+        taken.append(ask())
+        await respond(send)
+
+    head = b"POST / HTTP/1.1\r\nHost: x\r\n"
+    async with talking(app) as client:
+        await client.send(head + b"Content-Length: 5\r\n\r\nwhole")
+        assert (await client.answer()).status == 200
+        assert taken == [b"whole", None]
+        taken.clear()
+        await client.send(head + b"Content-Length: 4\r\n\r\npa")
+        await trio.testing.wait_all_tasks_blocked()
+        await client.send(b"rt")
+        assert (await client.answer()).status == 200
+        assert taken == [None, b"part", None]
+        taken.clear()
+        await client.send(
+            head + b"\r\n" + head + b"Transfer-Encoding: chunked\r\n\r\n1\r\nc\r\n0\r\n\r\n"
+        )
+        assert [(await client.answer()).status for _ in range(2)] == [200, 200]
+        assert taken == [b"", None, b"c", None]
+
+
 # HTTP/2 with prior knowledge
 
 
