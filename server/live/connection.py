@@ -191,10 +191,15 @@ class Connection:
             raise EndedEarly(self.reason)
         try:
             self._channel = channel = self._hub.attach(self)
-            recent = self._hub.recall(channel, cursor, head=head)
-            if recent is not None and cursor is not None:
+            if cursor is None:
+                opening = self._hub.opening(channel, head=head)
+                if opening is not None:
+                    self.watermark.seq = channel.head or 0
+                    self._begin(begin(), opening + self._replay((), head=self.watermark.seq))
+                    return
+            elif (recent := self._hub.recall(channel, cursor, head=head)) is not None:
                 self.watermark.seq = cursor
-                self._begin(begin(), recent, head=channel.head or 0)
+                self._begin(begin(), self._replay(recent, head=channel.head or 0))
                 return
             # Both waits are short; a stream that is ended meanwhile is told after them.
             await self._store.feed.listening(self.channel_id, seconds=LISTEN_SECONDS)
@@ -206,7 +211,11 @@ class Connection:
                 self.watermark.seq = cursor
             else:
                 self.watermark.seq = records[0].seq - 1 if records else page.head
-            self._begin(begin(), records, head=page.head, reset=page.reset)
+            wire = begin()
+            events = self._replay(records, head=page.head)
+            if cursor is None and self.watermark.state is State.LIVE:
+                self._hub.keep_opening(channel, self.watermark.seq, events)
+            self._begin(wire, events, reset=page.reset)
         except BaseException:
             self._let_go()
             raise
@@ -275,15 +284,13 @@ class Connection:
         if self._outbox is not None:
             self._outbox.take()
 
-    def _begin(
-        self, wire: Wire, page: Sequence[Frame | Record], *, head: int, reset: bool = False
-    ) -> None:
+    def _begin(self, wire: Wire, events: bytes, *, reset: bool = False) -> None:
         """The first write: connected, a reset if the cursor was none of ours, the first page."""
         retry = jittered(self._limits.retry)
         first = connected_event(self.channel_id, time.time_ns() // 1_000_000, retry=retry)
         if reset:
             first += reset_event(self.channel_id)
-        first += self._replay(page, head=head)
+        first += events
         self._wire = wire
         self._wrote = trio.current_time()
         written = wire.write(chunk(first) if wire.chunked else first)

@@ -14,6 +14,7 @@ import trio
 
 from protocol.closing import ClosingReason
 from protocol.frames import Frame, join_frames
+from server.live.openings import Openings
 from server.metrics import DELIVERIES, DELIVERY_SECONDS, DUPLICATES
 from storage.contract import Record
 
@@ -77,6 +78,7 @@ class Hub:
         self._of_user: dict[int, int] = {}
         self._quiet: dict[Channel, float] = {}
         """Channels without streams, and since when; the longest first."""
+        self._openings = Openings()
         self._gaps: list[Channel] = []
         self.gap_found = trio.Event()
 
@@ -121,6 +123,7 @@ class Hub:
         """Let go of channels whose last stream is gone for long, until cancelled."""
         while True:
             await trio.sleep(1)
+            self._openings.forget_old()
             while self._quiet:
                 channel, since = next(iter(self._quiet.items()))
                 if trio.current_time() - since < QUIET_SECONDS:
@@ -144,6 +147,22 @@ class Hub:
         if cursor > known or not channel.recent or channel.recent[0].first > cursor + 1:
             return None
         return [frame for frame in channel.recent if frame.seq > cursor]
+
+    def opening(self, channel: Channel, *, head: int) -> bytes | None:
+        """What a stream without a cursor begins with, if one did so a moment ago and the channel
+        is where it was then.
+
+        Args:
+            head: a number that the channel is known to have reached.
+        """
+        known = channel.head
+        if known is None or channel.target > known or head > known:
+            return None
+        return self._openings.find(channel.id, known)
+
+    def keep_opening(self, channel: Channel, seq: int, events: bytes) -> None:
+        """A stream without a cursor begins with these events, the last of which is `seq`."""
+        self._openings.keep(channel.id, seq, events)
 
     def deliver(self, batch: Sequence[tuple[int, Record]]) -> None:
         """Messages were stored or heard of: in any order, any number of times."""
@@ -238,5 +257,6 @@ class Hub:
 
     def _forget(self, channel: Channel) -> None:
         self._quiet.pop(channel, None)
+        self._openings.forget(channel.id)
         del self.channels[channel.id]
         self.drop(channel.id)

@@ -169,6 +169,42 @@ async def test_without_a_cursor_it_begins_with_the_newest(kind: str, autojump_cl
         opened.peer.leave()
 
 
+async def test_the_second_without_a_cursor_is_given_what_the_first_was_and_nothing_is_read(
+    kind: str, autojump_clock
+):
+    async with open_room(kind, newest=70) as room:
+        first = room.opened()
+        await trio.sleep(1)
+        second = room.opened(head=70)
+        await trio.sleep(1)
+        assert second.peer.seqs == first.peer.seqs == list(range(21, 71))
+        assert len(room.store.reads) == 1
+        room.publish()
+        await trio.sleep(1)
+        third = room.opened(head=71)
+        await trio.sleep(1)
+        assert third.peer.seqs == list(range(22, 72)), "it has a message more by now"
+        assert second.peer.seqs == first.peer.seqs == list(range(21, 72))
+        assert len(room.store.reads) == 2
+        unheard = room.store_message()  # stored elsewhere, and the caller has seen its number
+        fourth = room.opened(head=unheard)
+        await trio.sleep(1)
+        assert fourth.peer.seqs == list(range(23, 73))
+        for opened in (first, second, third, fourth):
+            opened.peer.leave()
+
+
+async def test_a_page_after_a_reset_or_a_cursor_is_no_opening(kind: str, autojump_clock):
+    async with open_room(kind, newest=3) as room:
+        for cursor in (1, 9):
+            room.opened(cursor=cursor).peer.leave()
+            await trio.sleep(1)
+        fresh = room.opened()
+        await trio.sleep(1)
+        assert fresh.peer.seqs == [1, 2, 3]
+        fresh.peer.leave()
+
+
 async def test_a_cursor_ahead_is_a_reset_before_the_newest(kind: str, autojump_clock):
     async with open_room(kind, newest=70) as room:
         opened = room.opened(cursor=71)
