@@ -8,8 +8,8 @@ from typing import NamedTuple
 import trio
 
 KEPT_SECONDS = 30.0
-MAX_BYTES = 16 * 1024 * 1024
-"""Of all of them; some 2,000 channels with 20 messages each."""
+MAX_BYTES = 32 * 1024 * 1024
+"""Of all of them; some 5,000 channels with 20 messages each."""
 
 
 class _Opening(NamedTuple):

@@ -8,7 +8,6 @@ so a cluster's client has to split a batch by slot, and ask the nodes side by si
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import redis.asyncio
@@ -123,9 +122,13 @@ class RecentMessages:
 
 def _decode(members: list[bytes]) -> list[Record]:
     records: list[Record] = []
+    newest = 0
     for raw in members:
-        with suppress(ValueError):  # not ours: the proof will miss its number
+        try:
             record = Record.decode(raw)
-            if not records or record.seq > records[-1].seq:
-                records.append(record)
+        except ValueError:  # not ours: the proof will miss its number
+            continue
+        if record.seq > newest:
+            records.append(record)
+            newest = record.seq
     return records
