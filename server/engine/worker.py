@@ -67,10 +67,10 @@ SPARE_FILES = 400
 """Of the process's limit: for PostgreSQL, Redis, who is turned away, and what Python opens."""
 
 COLLECT = (10_000, 1_000, 1_000)
-"""The collector's thresholds: new objects, then collections of each younger generation. The youngest
-takes half a ms. The middle one has all that came since: with a look at it after ten of the youngest
-a crowd of new streams took 5 % more CPU, and one in a hundred of them 59 ms in place of 29. It comes
-with the 70,000th stream now, a full one practically never."""
+"""The collector's thresholds: new objects, then collections of each younger generation. The
+youngest takes half a ms. The middle one has all that came since: looked at after ten of the
+youngest, a crowd of new streams took 5 % more CPU, and one in a hundred of them 59 ms in place of
+29. It comes with the 70,000th stream now, a full one practically never."""
 
 HANDSHAKE_SECONDS = 15.0
 """Of TLS: a few round trips, and on a bad line each of them twice."""
