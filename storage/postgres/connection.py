@@ -23,7 +23,7 @@ Row = tuple[Any, ...]
 
 
 class Connection(psycopg.AsyncConnection[Row]):
-    """One connection, in autocommit. One task at a time; a cancelled statement leaves it useless.
+    """One connection, in autocommit. One task at a time.
 
     Attributes:
         deadline: of the statement under way, on Trio's clock. Then the socket is shut down, which
@@ -35,7 +35,7 @@ class Connection(psycopg.AsyncConnection[Row]):
     async def fetch(
         self, query: bytes, params: Sequence[Any] | Mapping[str, Any], *, deadline: float
     ) -> list[Row]:
-        """Run one statement.
+        """Run one statement. It is not cancelled midway: its deadline ends it.
 
         Raises:
             psycopg.Error: at its deadline as for a connection that broke.
@@ -51,7 +51,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             wanted = next(gen)
             while True:
                 ready = None
-                with trio.move_on_at(self.deadline):
+                with trio.CancelScope(deadline=self.deadline, shield=True):
                     ready = await _ready(fileno, wanted)
                 if ready is None:
                     self._sever()

@@ -149,18 +149,20 @@ class Pool:
                 nothing of the server: an idle one may have been dead for hours, all of them at
                 once after a restart.
         """
-        scope = trio.CancelScope(deadline=deadline)
-        with scope:
-            await self._free.acquire()
-        if scope.cancelled_caught:  # everybody else is slow: no news about the server
-            raise StoreUnavailable
+        try:
+            self._free.acquire_nowait()
+        except trio.WouldBlock:
+            scope = trio.CancelScope(deadline=deadline)
+            with scope:
+                await self._free.acquire()
+            if scope.cancelled_caught:  # everybody else is slow: no news about the server
+                raise StoreUnavailable from None
         connection: Connection | None = None
         try:
             connection = self._idle.pop() if self._idle else await self._connect(deadline)
             started = trio.current_time()
             POSTGRES_STATEMENTS.labels(name).inc()
-            with trio.CancelScope(shield=True):  # its deadline ends it
-                rows = await connection.fetch(QUERIES[name], params, deadline=deadline)
+            rows = await connection.fetch(QUERIES[name], params, deadline=deadline)
             if (took := trio.current_time() - started) > SLOW_SECONDS:
                 log.warning("postgres_slow", statement=name, seconds=round(took, 3))
             return rows
@@ -184,8 +186,7 @@ class Pool:
             with trio.CancelScope(deadline=deadline):
                 connection = await connect(self._conninfo)
             if connection is not None:
-                with trio.CancelScope(shield=True):  # as in _try
-                    await connection.fetch(_SETTINGS, self._settings, deadline=deadline)
+                await connection.fetch(_SETTINGS, self._settings, deadline=deadline)
                 return connection
         except psycopg.Error as caught:
             error = caught
