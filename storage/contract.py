@@ -128,11 +128,11 @@ _decode_event = msgspec.json.Decoder(events.ChatMessage).decode
 _decode_details = msgspec.json.Decoder(_Details).decode
 
 
-class Record(Confidential, frozen=True):
-    """A stored message, encoded once: this is what Redis keeps and publishes.
+class Record(Confidential, frozen=True, array_like=True):
+    """A stored message, encoded once: this is what Redis keeps and publishes, as an array in
+    MessagePack, whose four parts are taken apart in one call.
 
-    `event` is the JSON that streams send, `details` what a reply adds to it. Neither has a
-    line break, so the three lines of `encode` need no further framing.
+    `event` is the JSON that streams send, `details` what a reply adds to it.
     """
 
     seq: int
@@ -176,16 +176,17 @@ class Record(Confidential, frozen=True):
         return cls(seq, ts, _encode(event), _encode(details))
 
     def encode(self) -> bytes:
-        return b"%d %d\n%b\n%b" % (self.seq, self.ts, self.event, self.details)
+        return _pack(self)
 
     @classmethod
     def decode(cls, raw: bytes) -> "Record":
         """Raises:
         ValueError: these are not `encode`'s bytes.
         """
-        head, event, details = raw.split(b"\n")
-        seq, ts = head.split(b" ")
-        return cls(int(seq), int(ts), event, details)
+        try:
+            return _unpack_record(raw)
+        except msgspec.DecodeError:
+            raise ValueError("not a record") from None
 
     def frame(self) -> Frame:
         return message_frame(self.seq, self.ts, self.event)
@@ -212,6 +213,10 @@ class Record(Confidential, frozen=True):
             seq=self.seq,
             client_message_id=event.client_message_id,
         )
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack_record = msgspec.msgpack.Decoder(Record).decode
 
 
 class Eviction(Confidential, frozen=True, kw_only=True, rename="camel", omit_defaults=True):

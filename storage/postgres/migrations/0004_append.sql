@@ -18,6 +18,7 @@ LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
     locked bigint[];
+    clock timestamptz;
 BEGIN
     SELECT coalesce(array_agg(held.id), '{}') INTO locked FROM (
         SELECT c.id FROM chat_channels c
@@ -25,6 +26,9 @@ BEGIN
         ORDER BY c.id
         FOR NO KEY UPDATE SKIP LOCKED
     ) held;
+
+    -- Looked at once, under the locks: a plan may ask within a query for each row anew.
+    clock := date_trunc('milliseconds', clock_timestamp());
 
     RETURN QUERY
     WITH asked AS (
@@ -57,14 +61,13 @@ BEGIN
     ),
     fresh AS (
         SELECT a.*, c.last_seq + row_number() OVER turn AS seq,
-               CASE WHEN c.last_message_at::timestamptz > clock.now + interval '1 minute'
-                    THEN clock.now
-                    ELSE greatest(clock.now,
+               CASE WHEN c.last_message_at::timestamptz > clock + interval '1 minute'
+                    THEN clock
+                    ELSE greatest(clock,
                                   c.last_message_at::timestamptz + interval '1 millisecond')
                END + (row_number() OVER turn - 1) * interval '1 millisecond' AS stored_at
         FROM asked a
         JOIN chat_channels c ON c.id = a.channel_id
-        CROSS JOIN (SELECT date_trunc('milliseconds', clock_timestamp()) AS now) clock
         WHERE a.is_locked AND a.ord = a.first_ord
           AND NOT EXISTS (SELECT FROM known k WHERE k.ord = a.ord)
         WINDOW turn AS (PARTITION BY a.channel_id ORDER BY a.ord)
