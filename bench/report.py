@@ -209,7 +209,7 @@ def _connect(results: Results) -> str:
             row = [_label(subject)]
             row += [
                 _show(results.summary(connect.NAME, subject, case, "streams_per_second"))
-                for case in ("cold", "new streams")
+                for case in ("cold", "from Redis", "new streams")
             ]
             for case in storms:
                 row += [
@@ -220,7 +220,7 @@ def _connect(results: Results) -> str:
                 ]
             yield row
 
-    head = ["", "cold /s", "new streams /s"]
+    head = ["", "cold /s", "from Redis /s", "new streams /s"]
     for case in storms:
         head += [f"{case}: seconds", "p50 ms", "p99 ms", "turned away"]
     return _table(head, rows())

@@ -2,10 +2,12 @@
 
 A peer's stream is complete with its head: no credential, no history. Sottovoce's brings a
 token that the server has not seen before, passes the access check, and is complete with the
-20 newest messages of its channel. `cold`: the server has just started and reads them from
-PostgreSQL; `warm`: the other person of each channel comes after that.
+20 newest messages of its channel. Where these come from is the case: `cold`, the server has just
+started and reads PostgreSQL; `new streams`, the other person of each channel comes after that, and
+the server remembers; `from Redis`, the same when it has forgotten.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 
 import psycopg
@@ -15,6 +17,8 @@ from bench.results import Sample
 from bench.scenarios import Plan
 from bench.statistics import interleave, percentile
 from bench.subjects import SUBJECTS, Pair, Server, Sottovoce
+from server.live.hub import QUIET_SECONDS
+from server.live.openings import KEPT_SECONDS
 
 NAME = "connect"
 STREAMS = 2_500
@@ -22,6 +26,12 @@ STORM = 10_000
 QUICK_STREAMS = 500
 QUICK_STORM = 2_000
 HISTORY = 20
+FORGOTTEN_SECONDS = max(KEPT_SECONDS, QUIET_SECONDS) + 2.0
+SETTLE_SECONDS = 5.0
+"""For the server to be done with the streams that were closed: they are not what is measured."""
+QUIET_SLICE = 0.25
+QUIET_SHARE = 0.1
+"""Of a core."""
 STORM_SUBJECTS = ("sottovoce", "engine", "nchan", "uvicorn", "sse-starlette", "better-sse")
 SUBJECT_NAMES = (*STORM_SUBJECTS, "hypercorn")
 
@@ -44,19 +54,30 @@ def run(plan: Plan) -> Iterator[Sample]:
     count, storm = (QUICK_STREAMS, QUICK_STORM) if plan.quick else (STREAMS, STORM)
     for number, name in interleave(plan.of(*SUBJECT_NAMES), plan.rounds):
         plan.say(f"connect: {SUBJECTS[name].label}, round {number + 1}")
-        yield from plan.guard(f"connect {name}", measure(name, number, count, storm))
+        measured = measure(name, number, count, storm, forgotten=not plan.quick)
+        yield from plan.guard(f"connect {name}", measured)
 
 
-def measure(name: str, number: int, count: int, storm: int) -> Iterator[Sample]:
+def measure(name: str, number: int, count: int, storm: int, *, forgotten: bool) -> Iterator[Sample]:
+    """
+    Args:
+        forgotten: whether to wait until the server has forgotten half of the channels.
+    """
     with SUBJECTS[name].start(1) as server:
         if isinstance(server, Sottovoce):
             pairs = server.seed(count)
+            others = server.seed(count) if forgotten else []
             crowd = server.seed(storm // 2)
             write_history(server.database_url, HISTORY)
             cold = [server.stream_request(pair, True) for pair in pairs]
             warm = [server.stream_request(pair, False) for pair in pairs]
             everybody = _requests(server, crowd)
             page = Page(b'"connected"', HISTORY)
+            if forgotten:
+                _open(server, [server.stream_request(pair, True) for pair in others], page)
+                time.sleep(FORGOTTEN_SECONDS)
+                late = [server.stream_request(pair, False) for pair in others]
+                yield _sample(name, "from Redis", number, _open(server, late, page))
             yield _sample(name, "cold", number, _open(server, cold, page))
         else:
             warm, everybody = server.stream_requests(count), server.stream_requests(storm)
@@ -91,7 +112,7 @@ def _open(
         seconds, client_busy = meter.seconds, meter.busy
         cpu = server.cpu_seconds - cpu
         took.sort()
-        return {
+        values = {
             "cpu_us_per_stream": cpu / len(took) * 1e6,
             "streams_per_second": len(took) / seconds,
             "seconds": seconds,
@@ -101,6 +122,17 @@ def _open(
             "server_busy": cpu / seconds,
             "client_busy": client_busy,
         }
+    _settle(server)
+    return values
+
+
+def _settle(server: Server) -> None:
+    """Until the server has nothing to do, or its time for that is over."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    spent, before = server.cpu_seconds, -1.0
+    while spent - before > QUIET_SHARE * QUIET_SLICE and time.monotonic() < deadline:
+        time.sleep(QUIET_SLICE)
+        spent, before = server.cpu_seconds, spent
 
 
 def _sample(name: str, case: str, number: int, values: dict[str, float]) -> Sample:

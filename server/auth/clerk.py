@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -132,6 +133,40 @@ def _base64url(part: bytes) -> bytes:
     return binascii.a2b_base64(part.translate(_STANDARD) + b"==")
 
 
+# Foreign exceptions may quote the token. So ours are raised outside their `except` blocks: then not
+# even `__context__` leads back to them.
+
+
+@lru_cache(maxsize=16)
+def _key_id(part: bytes) -> str | None:
+    """The `kid` of a token's header, which asks for nothing but RS256.
+
+    Remembered, for the tokens of one key begin alike.
+
+    Raises:
+        TokenRefused: MALFORMED, HEADER, ALGORITHM.
+    """
+    raw = _base64url(part)
+    header: Any = None
+    with suppress(msgspec.DecodeError, ValueError, RecursionError):
+        header = msgspec.json.decode(raw)
+    if not isinstance(header, dict):
+        raise TokenRefused(Refusal.MALFORMED)
+    kid = header.get("kid")
+    if "kid" in header and not isinstance(kid, str):
+        raise TokenRefused(Refusal.HEADER)
+    if header.get("alg") != "RS256":
+        raise TokenRefused(Refusal.ALGORITHM)
+    typ = header.get("typ", "JWT")
+    if (
+        not _FOREIGN_KEY_HEADERS.isdisjoint(header)
+        or not isinstance(typ, str)
+        or typ.upper() != "JWT"
+    ):
+        raise TokenRefused(Refusal.HEADER)
+    return kid
+
+
 class TokenVerifier:
     """Verifies session tokens, each signature once a minute at most.
 
@@ -178,7 +213,7 @@ class TokenVerifier:
             return claims
         signed, _, signature = raw.rpartition(b".")
         header, _, payload = signed.partition(b".")
-        kid = self._check_header(_base64url(header))
+        kid = _key_id(header)
         try:
             key = await self._keys.key(kid)
         except UnknownKey:
@@ -189,30 +224,6 @@ class TokenVerifier:
         claims = self._check_claims(_base64url(payload))
         self._remember(digest, claims)
         return claims
-
-    # Foreign exceptions may quote the token. So ours are raised outside their `except` blocks:
-    # then not even `__context__` leads back to them.
-
-    def _check_header(self, raw: bytes) -> str | None:
-        """The `kid`, of a header that asks for nothing but RS256."""
-        header: Any = None
-        with suppress(msgspec.DecodeError, ValueError, RecursionError):
-            header = msgspec.json.decode(raw)
-        if not isinstance(header, dict):
-            raise TokenRefused(Refusal.MALFORMED)
-        kid = header.get("kid")
-        if "kid" in header and not isinstance(kid, str):
-            raise TokenRefused(Refusal.HEADER)
-        if header.get("alg") != "RS256":
-            raise TokenRefused(Refusal.ALGORITHM)
-        typ = header.get("typ", "JWT")
-        if (
-            not _FOREIGN_KEY_HEADERS.isdisjoint(header)
-            or not isinstance(typ, str)
-            or typ.upper() != "JWT"
-        ):
-            raise TokenRefused(Refusal.HEADER)
-        return kid
 
     def _check_signature(self, signed: bytes, signature: bytes, key: RSAPublicKey) -> None:
         """RS256: RSASSA-PKCS1-v1_5 with SHA-256 (RFC 7518 §3.3)."""

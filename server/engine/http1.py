@@ -93,7 +93,7 @@ class Limits(NamedTuple):
     """Target and headers. A session token may have 8 KiB, and a browser's cookies come with it."""
     headers: int = 128
     head_seconds: float = 10.0
-    """To the end of the headers: from their first byte, on a new connection from its beginning."""
+    """To the end of the headers from their first byte, and until that from the beginning."""
     idle_seconds: float = 75.0
     """Between requests. Over the usual 60 s of load balancers: whoever sends on an idle
     connection must not find it closed."""
@@ -141,8 +141,8 @@ class Engine:
         """Nobody waits for a request any more."""
         self.connections = 0
         # Since when; the oldest first, for all of one kind have the same time.
-        self.waiting_for_head: dict[Connection, float] = {}
-        self.idle: dict[Connection, float] = {}
+        self.waiting_for_head: dict[Wire | Connection, float] = {}
+        self.idle: dict[Wire | Connection, float] = {}
         self._turned_away = 0
         self._date = b""
         self._date_until = 0.0
@@ -164,15 +164,26 @@ class Engine:
         if not isinstance(stream, trio.SocketStream):
             await ContainedConnection(app, config, context, state, stream)
             return
+        wire = Wire(stream)
         if self.connections >= self.limits.connections and not self._make_room():
-            await self._turn_away(Wire(stream))
+            await self._turn_away(wire)
             return
         self.connections += 1
         try:
+            # Whoever says nothing has this task and a wire, and is not worth a frame or a parser.
+            self.waiting_for_head[wire] = trio.current_time()
             try:
-                connection = Connection(self, stream)
+                while (first := wire.read_now()) is None:
+                    await wire.readable()
+            finally:
+                self.waiting_for_head.pop(wire, None)
+            if not first:
+                return
+            try:
+                connection = Connection(self, wire, stream.socket, first)
             except OSError:
                 return  # it was over before it began
+            del first  # this frame lives as long as a stream
             if begun := await connection.run():
                 again: Any = _Replayed(stream, begun)
                 await ContainedConnection(app, config, context, state, again)
@@ -205,6 +216,7 @@ class Engine:
                     connection, since = next(iter(waiting.items()))
                     if now - since < seconds:
                         break
+                    del waiting[connection]
                     connection.give_up()
                     ended += 1
                     if ended % SWEEP_TOGETHER == 0:
@@ -236,6 +248,7 @@ class Engine:
             if waiting:
                 connection, since = next(iter(waiting.items()))
                 if now - since >= seconds:
+                    del waiting[connection]
                     connection.give_up()
                     return True
         return False
@@ -286,7 +299,10 @@ class _Request:
 
 
 class Connection:
-    """One connection, from its first byte to its last.
+    """One connection that has said something, to its last byte.
+
+    Args:
+        first: what was read of it.
 
     Raises:
         OSError: it is over already.
@@ -309,16 +325,18 @@ class Connection:
         "_wire",
     )
 
-    def __init__(self, engine: Engine, stream: trio.SocketStream) -> None:
+    def __init__(
+        self, engine: Engine, wire: Wire, socket: trio.socket.SocketType, first: bytes
+    ) -> None:
         self._engine = engine
-        self._wire = Wire(stream)
+        self._wire = wire
         self._base_scope: Message = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "scheme": "http",
             "root_path": "",
-            "client": _address(stream.socket.getpeername()),
-            "server": _address(stream.socket.getsockname()),
+            "client": _address(socket.getpeername()),
+            "server": _address(socket.getsockname()),
         }
         self._parser: Any = httptools.HttpRequestParser(self)
         self._requests: list[_Request] = []
@@ -326,8 +344,8 @@ class Connection:
         self._incoming: _Request | None = None
         """Its head, or its body, is still arriving."""
         self._refusal: str | None = None
-        self._held = b""
-        """Arrived while a request was answered, not yet parsed."""
+        self._held = first
+        """Read, not yet parsed: with the connection, or while a request was answered."""
         self._answering: _Request | None = None
         self._given = False
         """The application has been given all of the body."""
@@ -345,7 +363,7 @@ class Connection:
             Empty; or what has been read of a connection that speaks HTTP/2.
         """
         try:
-            self._held = await self._first_bytes()
+            self._held = await self._enough(self._held)
             if self._held.startswith(PREFACE[:16]):
                 return self._held
             while await self._next_request():
@@ -370,15 +388,14 @@ class Connection:
         self._engine.waiting_for_head.pop(self, None)
         if self._incoming is not None:
             self._refusal = "REQUEST_TIMEOUT"
-        self._wire.stop_reading()
+        self._wire.give_up()
 
     # Reading
 
-    async def _first_bytes(self) -> bytes:
-        """Enough to tell HTTP/2 from HTTP/1.1."""
+    async def _enough(self, data: bytes) -> bytes:
+        """To tell HTTP/2 from HTTP/1.1."""
         self._engine.waiting_for_head[self] = trio.current_time()
-        data = await self._read()
-        while data and len(data) < 16 and PREFACE.startswith(data):
+        while len(data) < 16 and PREFACE.startswith(data):
             more = await self._read()
             if not more:
                 break

@@ -111,7 +111,7 @@ class Wire:
         with suppress(OSError):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    def stop_reading(self) -> None:
+    def give_up(self) -> None:
         """Have whoever waits to read see the end. Plain."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RD)

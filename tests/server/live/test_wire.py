@@ -257,7 +257,7 @@ async def test_who_waits_to_read_sees_the_end_when_reading_stops():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wire.readable)
             await wait_all_tasks_blocked()
-            wire.stop_reading()
+            wire.give_up()
         assert wire.read_now() == b""
 
 
