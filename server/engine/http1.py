@@ -21,6 +21,7 @@ bare LF, folded lines, spaces and NUL in names, sizes out of range); what it let
 in `_check_head`.
 """
 
+import ctypes
 import gc
 import math
 import re
@@ -71,8 +72,8 @@ CROWD = 1000
 CROWD_GONE_SECONDS = 2.0
 """So many connections are worth a full collection when they have left; for those who are still
 there it takes some ms."""
-SWEEP_TOGETHER = 32
-"""Connections that are ended in one turn, which takes some ms: then others are served."""
+SWEEP_TOGETHER = 8
+"""Connections that are ended in one turn, which takes a ms: then others are served."""
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """RFC 9113 §3.4: HTTP/2 with prior knowledge."""
@@ -94,6 +95,9 @@ class Limits(NamedTuple):
     headers: int = 128
     head_seconds: float = 10.0
     """To the end of the headers from their first byte, and until that from the beginning."""
+    silent: int = 4096
+    """Connections that have all of that time. Of more, those end that had `SPEAK_SECONDS`: each
+    takes 3.5 kB, and Python gives little of it back where others are served meanwhile."""
     idle_seconds: float = 75.0
     """Between requests. Over the usual 60 s of load balancers: whoever sends on an idle
     connection must not find it closed."""
@@ -202,19 +206,17 @@ class Engine:
             elif few_since is math.inf:
                 few_since = now
             elif now - few_since > CROWD_GONE_SECONDS:
-                # What Python keeps for the next ones holds on to their memory until a full
-                # collection, and the worker has set those to come almost never.
-                gc.collect()
+                _give_memory_back()
                 most = self.connections
             CONNECTIONS_OPEN.set(self.connections)
-            for waiting, seconds in (
-                (self.waiting_for_head, self.limits.head_seconds),
-                (self.idle, self.limits.idle_seconds),
+            for waiting, many, seconds in (
+                (self.waiting_for_head, self.limits.silent, self.limits.head_seconds),
+                (self.idle, math.inf, self.limits.idle_seconds),
             ):
                 ended = 0
                 while waiting:
                     connection, since = next(iter(waiting.items()))
-                    if now - since < seconds:
+                    if now - since < (seconds if len(waiting) <= many else SPEAK_SECONDS):
                         break
                     del waiting[connection]
                     connection.give_up()
@@ -789,6 +791,21 @@ def _check_head(request: _Request, method: str) -> None:
     request.headers = [(name, value) for name, value in request.headers if name != b"host"]
     request.headers.insert(0, (b"host", absolute[1]))
     request.target = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
+
+
+def _give_memory_back() -> None:
+    """What was a crowd's: some ms.
+
+    What Python keeps for the next ones holds on to memory until a full collection, and the worker
+    has set those to come almost never. glibc keeps whole pages between others until it is told.
+    """
+    gc.collect()
+    if _trim is not None:
+        _trim(0)
+
+
+_trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
+"""malloc_trim(3): glibc's alone."""
 
 
 @lru_cache(maxsize=64)

@@ -1133,6 +1133,29 @@ async def test_a_connection_that_says_nothing_is_closed(patient_clock):
         assert 2 <= trio.current_time() - began <= 3
 
 
+async def test_of_too_many_that_say_nothing_those_end_that_had_time_to(patient_clock):
+    limits = sized(head_seconds=30.0, silent=2)
+    async with (
+        serving(Recorder(), limits) as served,
+        served.connect() as first,
+        served.connect() as second,
+        served.connect() as spoke,
+    ):
+        await spoke.send(HELLO)
+        assert (await spoke.answer()).status == 200
+        await trio.sleep(5)
+        assert served.engine.connections == 3, "two that say nothing are not too many"
+        async with served.connect() as third:
+            began = trio.current_time()
+            await first.ended()
+            assert trio.current_time() - began <= 1
+            await trio.sleep(5)
+            assert served.engine.connections == 3
+            for client in (second, third, spoke):
+                await client.send(HELLO)
+                assert (await client.answer()).status == 200
+
+
 async def test_an_idle_connection_is_closed_after_its_time(patient_clock):
     async with talking(Recorder(), sized(head_seconds=1.0, idle_seconds=3.0)) as client:
         for _ in range(3):
