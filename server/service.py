@@ -45,6 +45,7 @@ class Service:
         self.hub = hub
         self.enabled = settings.chat_enabled
         self.draining = False
+        self.opening = trio.Semaphore(MAX_OPENING)
         self.streams = 0
         """Open ones, those included that are saying why they end."""
         self.stream_limits = StreamLimits(
@@ -195,6 +196,10 @@ class Service:
             actor=found.impersonator,
         )
 
+
+MAX_OPENING = 400
+"""Streams that read their first page at one time: as many as fill the batches twice. The others
+wait before that. In a storm all would wait for the store, and be refused after its time."""
 
 TICK_SECONDS = 0.25
 """Of the streams' clock: heartbeats and leases are this exact."""

@@ -17,8 +17,6 @@ from bench.results import Sample
 from bench.scenarios import Plan
 from bench.statistics import interleave, percentile
 from bench.subjects import SUBJECTS, Pair, Server, Sottovoce
-from server.live.hub import QUIET_SECONDS
-from server.live.openings import KEPT_SECONDS
 
 NAME = "connect"
 STREAMS = 2_500
@@ -26,7 +24,8 @@ STORM = 10_000
 QUICK_STREAMS = 500
 QUICK_STORM = 2_000
 HISTORY = 20
-FORGOTTEN_SECONDS = max(KEPT_SECONDS, QUIET_SECONDS) + 2.0
+FORGOTTEN_SECONDS = 32.0
+"""The server keeps what it remembers of a channel for half a minute after its last stream."""
 SETTLE_SECONDS = 5.0
 """For the server to be done with the streams that were closed: they are not what is measured."""
 QUIET_SLICE = 0.25

@@ -29,6 +29,9 @@ EARLY_ENDS = {
 }
 """What a stream gets that is ended before its response has begun."""
 
+TURN_SECONDS = 15.0
+"""That a new stream waits for others to open: a client that is sent away comes back with more."""
+
 HEADERS = ((b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"), *COMMON)
 
 
@@ -46,8 +49,6 @@ class EventStream:
 
     async def __call__(self, send: Send, extra: Headers = ()) -> Life:
         service, request, permit = self._service, self._request, self._permit
-        self._require_room()
-        connection = self._connection()
         headers = [*HEADERS, *extra]
 
         def begin() -> Wire:
@@ -57,12 +58,16 @@ class EventStream:
             start = {"type": "http.response.start", "status": 200, "headers": headers}
             return AsgiWire(send, request.receive, start=start)
 
+        await self._take_turn()
         try:
+            connection = self._connection()
             await connection.open(cursor=self._after, head=permit.channel.head, begin=begin)
         except EndedEarly as ended:
             raise Problem(EARLY_ENDS.get(ended.reason, "UNAVAILABLE"), retry_after=1) from None
         except ChannelGone:
             raise Problem("NOT_YOUR_CHANNEL") from None
+        finally:
+            service.opening.release()
         origin = request.origin(hops=service.settings.forwarded_hops)
         return _OpenStream(service, connection, origin, permit.role).run
 
@@ -85,6 +90,26 @@ class EventStream:
                 check=partial(service.gate.why_end, self._claims.subject, channel_id),
             ),
         )
+
+    async def _take_turn(self) -> None:
+        """Wait until few enough others are opening; to be released then.
+
+        Raises:
+            Problem: there is no room, or the wait is too long.
+        """
+        opening = self._service.opening
+        try:
+            opening.acquire_nowait()
+        except trio.WouldBlock:
+            with trio.move_on_after(TURN_SECONDS) as scope:
+                await opening.acquire()
+            if scope.cancelled_caught:
+                raise Problem("UNAVAILABLE", retry_after=5) from None
+        try:
+            self._require_room()
+        except Problem:
+            opening.release()
+            raise
 
     def _require_room(self) -> None:
         service, settings = self._service, self._service.settings
