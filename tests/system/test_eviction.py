@@ -16,7 +16,7 @@ from tests.support.running import RunningServer, running_server
 
 WORKERS = 2
 LIMITS: dict[str, Any] = {
-    "SOTTOVOCE_MAX_STREAMS_PER_USER": "50",
+    "SOTTOVOCE_MAX_STREAMS_PER_USER": "500",
     # Without an eviction nothing would be looked at while a test runs.
     "SOTTOVOCE_RECHECK_SECONDS": "600",
     "SOTTOVOCE_ACCESS_CACHE_SECONDS": "60",

@@ -24,7 +24,7 @@ from tests.support.services import temporary_folder
 from tests.support.sse import BROKEN
 from tests.support.wire import WIRE
 
-LIMITS: dict[str, Any] = {"SOTTOVOCE_MAX_STREAMS_PER_USER": "50"}
+LIMITS: dict[str, Any] = {"SOTTOVOCE_MAX_STREAMS_PER_USER": "500"}
 
 
 @pytest.fixture(scope="module")
