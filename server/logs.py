@@ -101,8 +101,8 @@ class _Lines(trio.abc.Instrument):
     any more or reads too slowly must not hold up or end what is being logged.
 
     While Trio runs, what only informs is gathered for a turn of its loop, and written before the
-    loop waits: a turn of a busy worker has dozens of lines, and two calls for each are a
-    twentieth of a send. A warning is written at once, with all that came before it.
+    loop waits: a turn of a busy worker has dozens of lines, and with two calls for each a send
+    took 296 us of CPU in place of 254. A warning is written at once, with all that came before it.
     """
 
     def __init__(self, fd: int) -> None:
