@@ -20,6 +20,7 @@ from server.auth.credentials import (
 )
 from server.auth.evictions import Evictions
 from server.auth.jwks import KeysUnavailable, PemKey, RemoteKeys, jwks_url
+from server.auth.rechecks import Rechecks
 from server.live.catch_up import CatchUp
 from server.live.clock import Clock
 from server.live.connection import StreamLimits
@@ -61,7 +62,8 @@ class Service:
         self.catch_up = CatchUp(
             hub, store, reconcile=settings.reconcile_seconds, poll=settings.poll_seconds
         )
-        self.evictions = Evictions(self.gate, hub.all_streams)
+        self.rechecks = Rechecks(self.gate)
+        self.evictions = Evictions(self.gate, hub.all_streams, self.rechecks.add)
         store.on_evicted = self.evictions.take
         store.on_missed = self._missed
         self.keys: PemKey | RemoteKeys = (
@@ -233,6 +235,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             nursery.start_soon(keep_running, "clock", service.clock.run)
             nursery.start_soon(keep_running, "quiet_channels", hub.serve)
             nursery.start_soon(keep_running, "evictions", service.evictions.serve)
+            nursery.start_soon(keep_running, "rechecks", service.rechecks.serve)
             if isinstance(service.keys, RemoteKeys):
                 nursery.start_soon(service.keys.prefetch)
             yield service

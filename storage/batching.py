@@ -7,7 +7,7 @@ so a key that has to wait (a locked channel) holds up no other.
 
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 import outcome
@@ -69,7 +69,7 @@ class Batcher(Generic[Item, Result]):
     def __init__(
         self,
         name: str,
-        run: Callable[[list[Item]], Awaitable[list[Result | Exception]]],
+        run: Callable[[list[Item]], Awaitable[Sequence[Result | Exception]]],
         *,
         key: Callable[[Item], Hashable],
         lanes: int,

@@ -286,9 +286,10 @@ class Store:
             StoreUnavailable
         """
         ahead: dict[int, int] = {}
-        items = [{"id": channel_id, "head": head} for channel_id, head in known.items()]
+        items = list(known.items())
         for start in range(0, len(items), HEADS_BATCH):
-            rows = await self._pool.fetch("heads", (_json(items[start : start + HEADS_BATCH]),))
+            batch = dict(items[start : start + HEADS_BATCH])
+            rows = await self._pool.fetch("heads", (_json(batch),))
             ahead.update((row[0], row[1]) for row in rows)
         return ahead
 
@@ -302,6 +303,14 @@ class Store:
         """
         key = _AccessKey(clerk_id, channel_id)
         return await self._accesses.submit(key, seconds=self._config.seconds)
+
+    async def accesses(self, asked_for: Sequence[tuple[str, int]]) -> list[Access]:
+        """`access` of many at once, (Clerk user, channel) each, in one statement of their own.
+
+        Raises:
+            StoreUnavailable
+        """
+        return await self._access_batch([_AccessKey(*key) for key in asked_for])
 
     async def channels_of(self, user_id: int, *, as_prospect: bool) -> list[replies.Channel]:
         """The channels of a user as therapist and, if so told, as prospect; latest first.
@@ -427,7 +436,7 @@ class Store:
                 self._write_later((channel_id, [record], True))
         return results
 
-    async def _access_batch(self, keys: list[_AccessKey]) -> list[Access | Exception]:
+    async def _access_batch(self, keys: list[_AccessKey]) -> list[Access]:
         items = [
             {"ord": index, "clerk_id": key.clerk_id, "channel_id": key.channel_id}
             for index, key in enumerate(keys)

@@ -5,6 +5,7 @@ The role comes from the channel's row, never from a global flag.
 
 import math
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 import trio
@@ -52,8 +53,6 @@ class Gate:
         self._trials = trials
         self._known: OrderedDict[tuple[str, int | None], tuple[float, Access]] = OrderedDict()
         """(when it was asked for, what the store said)"""
-        self._ids: OrderedDict[str, int] = OrderedDict()
-        """Clerk id → user id; the longest unseen first."""
         self._evicted: dict[tuple[str, str | int], float] = {}
         """(of what kind, which) → when."""
         self._all_evicted = -math.inf
@@ -80,12 +79,33 @@ class Gate:
                 if known is not None and now - known[0] < STALE_SECONDS:
                     return known[1]
                 raise
-            self._known.pop(key, None)
-            if not self._is_evicted(subject, channel_id, (asked, access)):
-                if self._lets_in(access, channel_id):
-                    self._remember(key, (asked, access))
+            if self._learn(key, (asked, access)):
                 break
         return access
+
+    async def why_end(
+        self, asked_for: Collection[tuple[str, int]]
+    ) -> dict[tuple[str, int], ClosingReason | None]:
+        """Look again for open streams, all in one statement: why each must end, or None.
+
+        Args:
+            asked_for: (Clerk `sub`, channel id) of each.
+
+        Raises:
+            StoreUnavailable
+        """
+        reasons: dict[tuple[str, int], ClosingReason | None] = {}
+        left = list(asked_for)
+        for _ in range(MAX_LOOKS):
+            asked = trio.current_time()
+            evicted = []
+            for key, access in zip(left, await self._store.accesses(left), strict=True):
+                reasons[key] = self._why_end(access)
+                if not self._learn(key, (asked, access)):
+                    evicted.append(key)
+            if not (left := evicted):
+                break
+        return reasons
 
     def forget(self, eviction: Eviction) -> None:
         """Believe nothing of it that was asked for until now. Plain."""
@@ -99,10 +119,6 @@ class Gate:
         if eviction.all or len(self._evicted) > MAX_EVICTED:
             self._all_evicted = now
             self._evicted.clear()
-
-    def user_known_as(self, clerk_id: str) -> int | None:
-        """The id of a user who was let in lately, as all were who have streams."""
-        return self._ids.get(clerk_id)
 
     def active(self, access: Access) -> User:
         """The user, if they may use the chat at all.
@@ -130,14 +146,9 @@ class Gate:
             self.require_subscription(user)
         return Permit(user, channel, "therapist" if channel.is_therapist else "prospect")
 
-    async def why_end(self, subject: str, channel_id: int) -> ClosingReason | None:
-        """Look again for an open stream: why it must end, or None.
-
-        Raises:
-            StoreUnavailable
-        """
+    def _why_end(self, access: Access) -> ClosingReason | None:
         try:
-            self.permit(await self.look(subject, channel_id))
+            self.permit(access)
         except Problem as problem:
             if problem.code == "SUBSCRIPTION_REQUIRED":
                 return ClosingReason.SUBSCRIPTION_ENDED
@@ -170,15 +181,17 @@ class Gate:
             channel.is_therapist or (channel.is_prospect and self.subscription(user).active)
         )
 
-    def _remember(self, key: tuple[str, int | None], known: tuple[float, Access]) -> None:
-        user = known[1].user
-        assert user is not None
-        self._known[key] = known
-        self._ids[key[0]] = user.id
-        self._ids.move_to_end(key[0])
-        for memory in (self._known, self._ids):
-            if len(memory) > MAX_CACHED:
-                memory.popitem(last=False)
+    def _learn(self, key: tuple[str, int | None], known: tuple[float, Access]) -> bool:
+        """Remember what lets somebody in, forget what does not. False if it was evicted on its
+        way, and says nothing."""
+        self._known.pop(key, None)
+        if self._is_evicted(*key, known):
+            return False
+        if self._lets_in(known[1], key[1]):
+            self._known[key] = known
+            if len(self._known) > MAX_CACHED:
+                self._known.popitem(last=False)
+        return True
 
     def _is_evicted(
         self, subject: str, channel_id: int | None, known: tuple[float, Access]

@@ -5,7 +5,7 @@ recheck of open streams together.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import trio
 
@@ -22,25 +22,31 @@ gathered for it."""
 class Stream(Protocol):
     channel_id: int
     user_id: int
-
-    def recheck_soon(self) -> None:
-        """Look at access again, by and by if many are told at once; plain, and nothing happens
-        if it has ended."""
+    subject: str
+    """The Clerk `sub` of whom it belongs to."""
 
 
-class Evictions:
+S = TypeVar("S", bound=Stream)
+
+
+class Evictions(Generic[S]):
     """Obeys evictions.
 
     Args:
         streams: gives all open streams.
+        recheck: has a stream's access looked at soon; plain.
     """
 
-    def __init__(self, gate: Gate, streams: Callable[[], Sequence[Stream]]) -> None:
+    def __init__(
+        self, gate: Gate, streams: Callable[[], Sequence[S]], recheck: Callable[[S], None]
+    ) -> None:
         self._gate = gate
         self._streams = streams
+        self._recheck = recheck
         self._arrived = trio.Event()
         self._all = False
         self._users: set[int] = set()
+        self._subjects: set[str] = set()
         self._channels: set[int] = set()
 
     def take(self, evictions: Sequence[Eviction]) -> None:
@@ -51,9 +57,7 @@ class Evictions:
             if eviction.user_id is not None:
                 self._users.add(eviction.user_id)
             if eviction.clerk_id is not None:
-                user_id = self._gate.user_known_as(eviction.clerk_id)
-                if user_id is not None:  # else nobody with a stream here
-                    self._users.add(user_id)
+                self._subjects.add(eviction.clerk_id)
             if eviction.channel_id is not None:
                 self._channels.add(eviction.channel_id)
         self._arrived.set()
@@ -68,17 +72,21 @@ class Evictions:
             await self._arrived.wait()
             self._arrived = trio.Event()
             for index, stream in enumerate(self._concerned(), 1):
-                stream.recheck_soon()
+                self._recheck(stream)
                 if index % SLICE == 0:
                     await trio.lowlevel.checkpoint()
             await trio.sleep(TICK_SECONDS)
 
-    def _concerned(self) -> list[Stream]:
+    def _concerned(self) -> list[S]:
         everybody, self._all = self._all, False
         users, self._users = self._users, set()
+        subjects, self._subjects = self._subjects, set()
         channels, self._channels = self._channels, set()
         return [
             stream
             for stream in self._streams()
-            if everybody or stream.user_id in users or stream.channel_id in channels
+            if everybody
+            or stream.user_id in users
+            or stream.subject in subjects
+            or stream.channel_id in channels
         ]

@@ -2,7 +2,6 @@
 
 import random
 import time
-from functools import partial
 
 import structlog
 import trio
@@ -80,6 +79,7 @@ class EventStream:
         return Connection(
             channel_id=channel_id,
             user_id=permit.user.id,
+            subject=self._claims.subject,
             hub=service.hub,
             store=service.store,
             clock=service.clock,
@@ -87,7 +87,7 @@ class EventStream:
             lease=Lease(
                 session_ends=now + session + lease,
                 max_age_ends=now + settings.max_age_seconds * random.uniform(0.9, 1.0),
-                check=partial(service.gate.why_end, self._claims.subject, channel_id),
+                recheck=service.rechecks.add,
             ),
         )
 
@@ -95,19 +95,24 @@ class EventStream:
         """Wait until few enough others are opening; to be released then.
 
         Raises:
-            Problem: there is no room, or the wait is too long.
+            Problem: there is no room, the wait is too long, or access was lost meanwhile.
+            StoreUnavailable: nobody can tell whether it was.
         """
-        opening = self._service.opening
+        opening, waited = self._service.opening, False
         try:
             opening.acquire_nowait()
         except trio.WouldBlock:
+            waited = True
             with trio.move_on_after(TURN_SECONDS) as scope:
                 await opening.acquire()
             if scope.cancelled_caught:
                 raise Problem("UNAVAILABLE", retry_after=5) from None
         try:
+            if waited:  # until it is attached to the hub, no eviction finds it
+                channel_id = self._permit.channel.channel_id
+                self._permit = await self._service.permit(self._request, channel_id)
             self._require_room()
-        except Problem:
+        except BaseException:
             opening.release()
             raise
 

@@ -1,16 +1,16 @@
 """One open stream: a nursery that watches the peer, and what is written to it.
 
 A stream that keeps up has one task, which waits for the peer to leave; frames and heartbeats are
-written where they are made. What cannot be done at once - a reader that does not read, history
-that is still missing, a look at access - has a task in the stream's nursery for as long as it
-takes. Whatever ends first ends the others, and leaving detaches from the hub.
+written where they are made, and its access is looked at together with others'. What cannot be
+done at once - a reader that does not read, history that is still missing - has a task in the
+stream's nursery for as long as it takes. Whatever ends first ends the others, and leaving detaches
+from the hub.
 """
 
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -41,8 +41,6 @@ LISTEN_SECONDS = 0.5
 """That a new stream waits for its channel's subscription before it goes on without."""
 GOODBYE_SECONDS = 2.0
 """For the last event of a stream, to a reader that may not read."""
-RECHECK_SPREAD_SECONDS = 0.5
-"""Over which streams look at access again when all are told to at once."""
 RETRY_SECONDS = 0.25
 """Before a catch-up that failed is tried again, jittered by half."""
 
@@ -63,16 +61,12 @@ class StreamLimits(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """Until when a stream may be sent to, on Trio's clock, and how to ask for longer."""
+    """Until when a stream may be sent to, on Trio's clock; who looks at its access meanwhile."""
 
     session_ends: float
     max_age_ends: float
-    check: Callable[[], Awaitable[ClosingReason | None]]
-    """Looks at access and subscription again: why to end, or None.
-
-    Raises:
-        StoreUnavailable: nobody can tell now; the stream goes on.
-    """
+    recheck: "Callable[[Connection], None]"
+    """Has access and subscription looked at soon; what has lost them is ended then. Plain."""
 
 
 class EndedEarly(Exception):
@@ -110,6 +104,7 @@ class Connection:
         "channel_id",
         "reason",
         "slot",
+        "subject",
         "user_id",
         "watermark",
     )
@@ -119,6 +114,7 @@ class Connection:
         *,
         channel_id: int,
         user_id: int,
+        subject: str,
         hub: Hub,
         store: Store,
         clock: Clock,
@@ -127,6 +123,8 @@ class Connection:
     ) -> None:
         self.channel_id = channel_id
         self.user_id = user_id
+        self.subject = subject
+        """The Clerk `sub`."""
         self.watermark = Watermark()
         self.reason: ClosingReason | None = None
         """Why we ended it; None while it lives and if the peer did."""
@@ -167,14 +165,6 @@ class Connection:
             self._let_go()
             if self._nursery is not None:
                 self._nursery.cancel_scope.cancel()
-
-    def recheck_soon(self) -> None:
-        """Look at access again within a second: something was decided about it. Plain."""
-        now = trio.current_time()
-        soon = now + random.uniform(0, RECHECK_SPREAD_SECONDS)
-        self._check_at = min(self._check_at, soon)  # told often, it is not put off
-        if self.slot is not None:
-            self._clock.set(self, self._next_tick(now))
 
     async def open(self, *, cursor: int | None, head: int, begin: Callable[[], Wire]) -> None:
         """Attach, read history, and begin the response with it.
@@ -232,8 +222,7 @@ class Connection:
                 if self._outbox is not None:
                     nursery.start_soon(self._work)
                 now = trio.current_time()
-                check_at = now + self._limits.recheck * random.uniform(0.5, 1.0)
-                self._check_at = min(self._check_at, check_at)  # sooner, if told while it opened
+                self._check_at = now + self._limits.recheck * random.uniform(0.5, 1.0)
                 self._clock.set(self, self._next_tick(now))
                 try:
                     await wire.closed()
@@ -261,8 +250,7 @@ class Connection:
             self._beat(now)
         if now >= self._check_at:
             self._check_at = now + limits.recheck * random.uniform(0.8, 1.0)
-            assert self._nursery is not None
-            self._nursery.start_soon(self._check)
+            lease.recheck(self)
         return self._next_tick(now)
 
     def _next_tick(self, now: float) -> float:
@@ -370,12 +358,6 @@ class Connection:
         elif self.watermark.state is State.BEHIND and not len(self._outbox):
             self._wrote = now
             wire.write(_HEARTBEAT_CHUNK if wire.chunked else HEARTBEAT_EVENT)
-
-    async def _check(self) -> None:
-        """Its wait is the store's; at the lease's end the tick does not wait for it."""
-        with suppress(StoreUnavailable):
-            if (reason := await self._lease.check()) is not None:
-                self.end(reason)
 
     async def _say_goodbye(self, wire: Wire) -> None:
         assert self.reason is not None

@@ -33,15 +33,13 @@ class Subscriber(Protocol):
 
     channel_id: int
     user_id: int
+    subject: str
 
     def offer(self, frame: Frame, now: float) -> None:
         """Take the frame or end; plain, and never raises. `now` is Trio's time."""
 
     def end(self, reason: ClosingReason) -> None:
         """Detach and say why; plain."""
-
-    def recheck_soon(self) -> None:
-        """Look at access again; plain."""
 
 
 class Channel:

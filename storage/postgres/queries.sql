@@ -60,9 +60,9 @@ WHERE channel_id = %(channel_id)s
 -- name: heads
 -- The channels that have messages which this process has not delivered.
 SELECT c.id, c.last_seq
-FROM json_to_recordset(%s::json) AS q(id bigint, head bigint)
-JOIN chat_channels c ON c.id = q.id
-WHERE c.last_seq > q.head;
+FROM json_each_text(%s::json) AS q(id, head)
+JOIN chat_channels c ON c.id = q.id::bigint
+WHERE c.last_seq > q.head::bigint;
 
 -- name: channels_of
 SELECT c.id, c.channel_identifier, c.therapist_id, c.prospect_user_id, c.status,

@@ -19,8 +19,19 @@ def stream(*, turns: int, **about: Any) -> tuple[EventStream, trio.Semaphore]:
         settings=SimpleNamespace(max_streams=2, max_streams_per_user=2),
         hub=SimpleNamespace(streams=about.get("streams", 0), streams_of=lambda _: 0),
     )
-    permit: Any = SimpleNamespace(user=SimpleNamespace(id=1))
+    permit: Any = SimpleNamespace(
+        user=SimpleNamespace(id=1), channel=SimpleNamespace(channel_id=12)
+    )
     request: Any = None
+
+    async def permit_again(_: Any, channel_id: int) -> Any:
+        await trio.lowlevel.checkpoint()
+        if about.get("revoked", False):
+            raise Problem("NOT_YOUR_CHANNEL")
+        assert channel_id == 12
+        return permit
+
+    service.permit = permit_again
     claims: Any = None
     return EventStream(service, request, claims, permit, None), opening
 
@@ -38,6 +49,21 @@ async def test_a_turn_that_comes_in_time_is_taken(autojump_clock):
         await trio.sleep(TURN_SECONDS - 1)
         opening.release()
     assert opening.value == 0
+
+
+async def test_who_lost_their_access_in_the_wait_is_refused_and_the_turn_given_back(autojump_clock):
+    waiting, opening = stream(turns=0, revoked=True)
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def waits() -> None:
+            with pytest.raises(Problem) as refused:
+                await waiting._take_turn()
+            assert refused.value.code == "NOT_YOUR_CHANNEL"
+
+        await trio.sleep(1)
+        opening.release()
+    assert opening.value == 1
 
 
 async def test_who_waits_too_long_is_told_to_come_back(autojump_clock):

@@ -207,10 +207,11 @@ async def test_more_evictions_than_are_kept_evict_everything_and_are_let_go(
 class Stream:
     def __init__(self, user_id: int, channel_id: int = 12) -> None:
         self.user_id = user_id
+        self.subject = f"user_{user_id}"
         self.channel_id = channel_id
         self.looks: list[float] = []
 
-    def recheck_soon(self) -> None:
+    def recheck(self) -> None:
         self.looks.append(trio.current_time())
 
 
@@ -218,9 +219,8 @@ class Stream:
 async def test_the_streams_of_those_evicted_are_looked_at_at_once_and_no_others(
     autojump_clock: Any, gate: Gate, eviction: Eviction
 ):
-    await gate.look("user_7", 12)
     mine, other = Stream(7), Stream(8, 13)
-    evictions = Evictions(gate, lambda: [mine, other])
+    evictions = Evictions(gate, lambda: [mine, other], Stream.recheck)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(evictions.serve)
         await trio.sleep(1)
@@ -242,7 +242,7 @@ async def test_evictions_that_come_together_are_one_pass_and_others_have_their_t
         passes.append(trio.current_time())
         return streams
 
-    evictions = Evictions(gate, all_streams)
+    evictions = Evictions(gate, all_streams, Stream.recheck)
     between: list[int] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(evictions.serve)

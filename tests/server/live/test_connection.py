@@ -4,7 +4,8 @@ import gc
 import random
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +21,6 @@ from server.live.clock import Clock
 from server.live.connection import (
     GOODBYE_SECONDS,
     LISTEN_SECONDS,
-    RECHECK_SPREAD_SECONDS,
     Connection,
     EndedEarly,
     Lease,
@@ -56,6 +56,8 @@ class Room:
         self.clock = Clock(tick=TICK)
         self.store = FakeStore(newest, **store)
         self.nursery: trio.Nursery
+        self.background: trio.Nursery
+        """Ends with the room, whatever it waits for."""
 
     def connection(
         self,
@@ -69,12 +71,23 @@ class Room:
         return Connection(
             channel_id=42,
             user_id=1,
+            subject="user_1",
             hub=self.hub,
             store=self.store,  # type: ignore[arg-type]
             clock=self.clock,
             limits=limits,
-            lease=Lease(now + session, now + max_age, check),
+            lease=Lease(now + session, now + max_age, partial(self._recheck, check)),
         )
+
+    def _recheck(
+        self, check: Callable[[], Awaitable[ClosingReason | None]], connection: Connection
+    ) -> None:
+        async def look() -> None:
+            with suppress(StoreUnavailable):
+                if (reason := await check()) is not None:
+                    connection.end(reason)
+
+        self.background.start_soon(look)
 
     def opened(self, cursor: int | None = None, **options: Any) -> "Opened":
         return Opened(self, cursor, **options)
@@ -94,12 +107,12 @@ class Room:
 async def open_room(kind: str, newest: int = 0, **store: Any) -> AsyncIterator[Room]:
     """Runs the clock, and waits until every stream has ended."""
     room = Room(kind, newest, **store)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(room.clock.run)
+    async with trio.open_nursery() as room.background:
+        room.background.start_soon(room.clock.run)
         with trio.fail_after(2000):
             async with trio.open_nursery() as room.nursery:
                 yield room
-        nursery.cancel_scope.cancel()
+        room.background.cancel_scope.cancel()
 
 
 async def run(
@@ -314,9 +327,7 @@ async def test_a_heartbeat_comes_after_so_much_silence_and_any_write_resets_it(
 async def test_a_look_at_access_does_not_put_off_the_heartbeat(kind: str, autojump_clock):
     async with open_room(kind) as room:
         opened = room.opened(limits=LIMITS._replace(recheck=13))
-        await trio.sleep(3)
-        opened.connection.recheck_soon()
-        await trio.sleep(290)
+        await trio.sleep(293)
         times = [when for when, _ in opened.peer.written]
         assert len(times) == 20
         assert all(15 <= later - at <= 15 + 2 * TICK for at, later in pairwise(times))
@@ -691,7 +702,6 @@ async def test_a_stream_whose_nursery_has_closed_breaks_nobody(
                 elif connection.slot is not None:
                     connection._check_at = now
                     connection.tick(now)
-                connection.recheck_soon()
             except Exception as error:
                 failed.append(error)
 
@@ -911,15 +921,12 @@ async def test_nothing_is_sent_later_than_the_lease(
     assert reason_of(opened.peer) == (reason, True)
 
 
-async def test_to_look_soon_does_not_put_off_the_end_of_the_lease(kind: str, autojump_clock):
+async def test_looks_at_access_do_not_put_off_the_end_of_the_lease(kind: str, autojump_clock):
     for offset in range(20):
         async with open_room(kind) as room:
-            opened = room.opened(session=5)
+            opened = room.opened(session=5, limits=LIMITS._replace(recheck=0.3))
             started = trio.current_time()
-            await trio.sleep(4.75)
-            opened.connection.recheck_soon()
-            await trio.sleep(offset / 1000)
-            opened.connection.recheck_soon()
+            await trio.sleep(4.75 + offset / 1000)
             with trio.move_on_after(10):
                 while not opened.done:
                     room.publish()
@@ -965,66 +972,11 @@ async def test_a_check_that_takes_long_does_not_outlast_the_lease(kind: str, aut
     assert reason_of(opened.peer) == ("max_age", True)
 
 
-async def test_access_is_looked_at_soon_when_told(kind: str, autojump_clock):
-    looks: list[float] = []
-
-    async def check() -> ClosingReason | None:
-        looks.append(trio.current_time())
-        await trio.lowlevel.checkpoint()
-        return ClosingReason.ACCESS_REVOKED
-
-    async with open_room(kind) as room:
-        streams = [room.opened(check=check) for _ in range(30)]
-        await trio.sleep(10)
-        told = trio.current_time()
-        with assert_no_checkpoints():
-            for opened in streams:
-                opened.connection.recheck_soon()
-    assert len(looks) == 30
-    assert all(told < at <= told + RECHECK_SPREAD_SECONDS + 2 * TICK for at in looks)
-    assert max(looks) - min(looks) > RECHECK_SPREAD_SECONDS / 2, "not all at once"
-    assert {reason_of(opened.peer) for opened in streams} == {("access_revoked", False)}
-    streams[0].connection.recheck_soon()
-    assert not any(room.clock._slots), "an ended one is told for nothing"
-
-
-async def test_a_stream_that_is_told_again_and_again_looks_all_the_same(kind: str, autojump_clock):
-    looks: list[float] = []
-
-    async def check() -> ClosingReason | None:
-        looks.append(trio.current_time())
-        await trio.lowlevel.checkpoint()
-        return None
-
-    async with open_room(kind) as room:
-        opened = room.opened(check=check)
-        await trio.sleep(1)
-        for _ in range(500):
-            opened.connection.recheck_soon()
-            await trio.sleep(0.01)
-        assert len(looks) >= 8
-        opened.peer.leave()
-
-
-async def test_what_is_decided_while_history_is_read_is_looked_at_soon(kind: str, autojump_clock):
-    looks: list[float] = []
-
-    async def check() -> ClosingReason | None:
-        looks.append(trio.current_time())
-        await trio.lowlevel.checkpoint()
-        return ClosingReason.ACCESS_REVOKED
-
-    async with open_room(kind, newest=2) as room:
-        room.store.takes = 2
-        opened = room.opened(cursor=0, check=check)
-        started = trio.current_time()
-        await trio.sleep(1)
-        opened.connection.recheck_soon()
-    assert 2 <= looks[0] - started <= 2 + RECHECK_SPREAD_SECONDS + 2 * TICK
-    assert reason_of(opened.peer) == ("access_revoked", False)
-
-
 # Cancelled anywhere
+
+
+STEPS = [*(("direct", k) for k in range(1, 9)), *(("asgi", k) for k in range(1, 16))]
+"""All that such a stream's tasks have in those tests."""
 
 
 class CancelAt(trio.abc.Instrument):
@@ -1047,7 +999,7 @@ class CancelAt(trio.abc.Instrument):
                 self.scope.cancel()
 
 
-@pytest.mark.parametrize("k", range(1, 16))
+@pytest.mark.parametrize(("kind", "k"), STEPS)
 async def test_cancelled_at_any_step_a_stream_is_detached(kind: str, autojump_clock, k: int):
     cancel = CancelAt(k)
     trio.lowlevel.add_instrument(cancel)
@@ -1084,7 +1036,7 @@ async def test_cancelled_at_any_step_a_stream_is_detached(kind: str, autojump_cl
         trio.lowlevel.remove_instrument(cancel)
 
 
-@pytest.mark.parametrize("k", range(1, 16))
+@pytest.mark.parametrize(("kind", "k"), STEPS)
 async def test_ended_at_any_step_a_stream_says_why_or_has_not_begun(
     kind: str, autojump_clock, k: int
 ):

@@ -30,6 +30,7 @@ class Stream:
     def __init__(self, channel_id: int = 42, user_id: int = 1, cursor: int = 0) -> None:
         self.channel_id = channel_id
         self.user_id = user_id
+        self.subject = f"user_{user_id}"
         self.mark = Watermark(cursor)
         self.got: list[Record | Frame] = []
         self.writes: list[Frame] = []
@@ -46,9 +47,6 @@ class Stream:
 
     def end(self, reason: ClosingReason) -> None:
         raise AssertionError("the hub ends nobody")
-
-    def recheck_soon(self) -> None:
-        raise AssertionError("the hub knows nothing of access")
 
     @property
     def seqs(self) -> list[int]:
