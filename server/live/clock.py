@@ -41,10 +41,11 @@ class Clock:
         self._put(stream, at, soonest=1)
 
     def _put(self, stream: Ticking, at: float, *, soonest: int) -> None:
-        self.forget(stream)
+        if stream.slot is not None:
+            self.forget(stream)
         ahead = min(max(math.ceil(at / self.seconds) - self._now, soonest), SLOTS - 1)
-        stream.slot = self._slots[(self._now + ahead) % SLOTS]
-        stream.slot[stream] = None
+        stream.slot = slot = self._slots[(self._now + ahead) % SLOTS]
+        slot[stream] = None
 
     def forget(self, stream: Ticking) -> None:
         """Tick it no more. Plain; again is no error."""
@@ -57,14 +58,16 @@ class Clock:
         while True:
             await trio.sleep_until((self._now + 1) * self.seconds)
             slot = self._slots[(self._now + 1) % SLOTS]
-            done = 0
             while slot:
-                stream, _ = slot.popitem()
-                stream.slot = None
-                at = stream.tick(trio.current_time())
-                if at < math.inf:
-                    self._put(stream, at, soonest=2)  # not into the slot that is being done
-                done += 1
-                if done % SLICE == 0:
+                now = trio.current_time()
+                for _ in range(min(SLICE, len(slot))):
+                    if not slot:  # a tick may end others
+                        break
+                    stream, _ = slot.popitem()
+                    stream.slot = None
+                    at = stream.tick(now)
+                    if at < math.inf:
+                        self._put(stream, at, soonest=2)  # not into the slot that is being done
+                if slot:
                     await trio.lowlevel.checkpoint()
             self._now += 1

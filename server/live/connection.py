@@ -96,6 +96,7 @@ class Connection:
         "_hub",
         "_lease",
         "_limits",
+        "_look_at",
         "_nursery",
         "_outbox",
         "_store",
@@ -141,6 +142,8 @@ class Connection:
         """While `_work` has something to do; then what is offered waits here."""
         self._wrote = 0.0
         self._check_at = math.inf
+        self._look_at = math.inf
+        """When access is next looked at, or the lease ends."""
 
     def offer(self, frame: Frame, now: float) -> None:
         """A live frame. Plain: the publisher waits for no reader."""
@@ -223,7 +226,8 @@ class Connection:
                     nursery.start_soon(self._work)
                 now = trio.current_time()
                 self._check_at = now + self._limits.recheck * random.uniform(0.5, 1.0)
-                self._clock.set(self, self._next_tick(now))
+                self._look_at = self._look(now)
+                self._clock.set(self, min(self._look_at, self._wrote + self._limits.heartbeat))
                 try:
                     await wire.closed()
                 finally:
@@ -236,32 +240,33 @@ class Connection:
             await self._say_goodbye(wire)
 
     def tick(self, now: float) -> float:
-        """The clock's: end what is over its time, beat, look at access."""
-        limits, lease = self._limits, self._lease
+        """The clock's: beat, look at access, end what is over its time."""
+        if now >= self._look_at:
+            self._look_at = self._look(now)
+            if self.reason is not None:
+                return math.inf
+        beat_at = self._wrote + self._limits.heartbeat
+        if now >= beat_at:
+            self._beat(now)
+            beat_at = self._wrote + self._limits.heartbeat
+            if now >= beat_at:  # something is on its way
+                beat_at = now + self._limits.heartbeat / 2
+        return min(self._look_at, beat_at)
+
+    def _look(self, now: float) -> float:
+        """End the stream if its lease has, and have its access looked at in its time; when to be
+        asked again."""
+        lease, early = self._lease, self._clock.seconds
         # The clock may be late by one tick, and nothing is sent later than the lease.
-        late = now + self._clock.seconds
+        late = now + early
         if late >= lease.max_age_ends:
             self.end(ClosingReason.MAX_AGE)
         elif late >= lease.session_ends:
             self.end(ClosingReason.SESSION_ENDED)
-        if self.reason is not None:
-            return math.inf
-        if now >= self._wrote + limits.heartbeat:
-            self._beat(now)
-        if now >= self._check_at:
-            self._check_at = now + limits.recheck * random.uniform(0.8, 1.0)
+        elif now >= self._check_at:
+            self._check_at = now + self._limits.recheck * random.uniform(0.8, 1.0)
             lease.recheck(self)
-        return self._next_tick(now)
-
-    def _next_tick(self, now: float) -> float:
-        lease, heartbeat = self._lease, self._limits.heartbeat
-        beat = self._wrote + heartbeat
-        return min(
-            beat if beat > now else now + heartbeat / 2,  # over it: something is on its way
-            self._check_at,
-            lease.session_ends - self._clock.seconds,
-            lease.max_age_ends - self._clock.seconds,
-        )
+        return min(self._check_at, lease.session_ends - early, lease.max_age_ends - early)
 
     def _let_go(self) -> None:
         """Be offered nothing more, and be in nobody's hands. Plain; again is no error."""
