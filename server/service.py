@@ -54,7 +54,6 @@ class Service:
             retry=settings.retry_milliseconds,
             outbox=settings.outbox_bytes,
             stall=settings.stall_seconds,
-            recheck=settings.recheck_seconds,
         )
         self.clock = Clock(tick=min(TICK_SECONDS, settings.heartbeat_seconds / 8))
         self.gate = Gate(store, cache=settings.access_cache_seconds, trials=settings.trials)
@@ -62,8 +61,8 @@ class Service:
         self.catch_up = CatchUp(
             hub, store, reconcile=settings.reconcile_seconds, poll=settings.poll_seconds
         )
-        self.rechecks = Rechecks(self.gate)
-        self.evictions = Evictions(self.gate, hub.all_streams, self.rechecks.add)
+        self.rechecks = Rechecks(self.gate, hub.all_streams, seconds=settings.recheck_seconds)
+        self.evictions = Evictions(self.gate, hub.all_streams, self.rechecks.look)
         store.on_evicted = self.evictions.take
         store.on_missed = self._missed
         self.keys: PemKey | RemoteKeys = (

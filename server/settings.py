@@ -107,7 +107,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         About("seconds", "a stream outlives its token's `exp`: Clerk's live for one minute only"),
     ] = setting("SOTTOVOCE_SESSION_LEASE_SECONDS", 300.0)
     recheck_seconds: Annotated[
-        Seconds, About("seconds", "between looks at access and subscription of an open stream")
+        Seconds,
+        About("seconds", "in which access and subscription of every open stream are looked at"),
     ] = setting("SOTTOVOCE_RECHECK_SECONDS", 30.0)
     max_age_seconds: Annotated[
         Seconds, About("seconds", "no stream lives longer, so that load finds its balance again")

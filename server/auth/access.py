@@ -79,7 +79,7 @@ class Gate:
                 if known is not None and now - known[0] < STALE_SECONDS:
                     return known[1]
                 raise
-            if self._learn(key, (asked, access)):
+            if self._learn(key, (asked, access), lets_in=self._lets_in(access, channel_id)):
                 break
         return access
 
@@ -100,8 +100,8 @@ class Gate:
             asked = trio.current_time()
             evicted = []
             for key, access in zip(left, await self._store.accesses(left), strict=True):
-                reasons[key] = self._why_end(access)
-                if not self._learn(key, (asked, access)):
+                reasons[key] = reason = self._why_end(access)
+                if not self._learn(key, (asked, access), lets_in=reason is None):
                     evicted.append(key)
             if not (left := evicted):
                 break
@@ -181,17 +181,20 @@ class Gate:
             channel.is_therapist or (channel.is_prospect and self.subscription(user).active)
         )
 
-    def _learn(self, key: tuple[str, int | None], known: tuple[float, Access]) -> bool:
+    def _learn(
+        self, key: tuple[str, int | None], known: tuple[float, Access], *, lets_in: bool
+    ) -> bool:
         """Remember what lets somebody in, forget what does not. False if it was evicted on its
         way, and says nothing."""
-        self._known.pop(key, None)
-        if self._is_evicted(*key, known):
-            return False
-        if self._lets_in(known[1], key[1]):
+        evicted = self._is_evicted(*key, known)
+        if evicted or not lets_in:
+            self._known.pop(key, None)
+        else:
             self._known[key] = known
+            self._known.move_to_end(key)
             if len(self._known) > MAX_CACHED:
                 self._known.popitem(last=False)
-        return True
+        return not evicted
 
     def _is_evicted(
         self, subject: str, channel_id: int | None, known: tuple[float, Access]

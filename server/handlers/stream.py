@@ -76,6 +76,7 @@ class EventStream:
         now = trio.current_time()
         session = self._claims.expires_at - time.time()
         lease = settings.session_lease_seconds * random.uniform(0.9, 1.0)
+        max_age = settings.max_age_seconds * random.uniform(0.9, 1.0)
         return Connection(
             channel_id=channel_id,
             user_id=permit.user.id,
@@ -84,10 +85,9 @@ class EventStream:
             store=service.store,
             clock=service.clock,
             limits=service.stream_limits,
-            lease=Lease(
-                session_ends=now + session + lease,
-                max_age_ends=now + settings.max_age_seconds * random.uniform(0.9, 1.0),
-                recheck=service.rechecks.add,
+            lease=min(
+                Lease(now + max_age, ClosingReason.MAX_AGE),
+                Lease(now + session + lease, ClosingReason.SESSION_ENDED),
             ),
         )
 

@@ -1,10 +1,9 @@
 """One open stream: a nursery that watches the peer, and what is written to it.
 
 A stream that keeps up has one task, which waits for the peer to leave; frames and heartbeats are
-written where they are made, and its access is looked at together with others'. What cannot be
-done at once - a reader that does not read, history that is still missing - has a task in the
-stream's nursery for as long as it takes. Whatever ends first ends the others, and leaving detaches
-from the hub.
+written where they are made. What cannot be done at once - a reader that does not read, history
+that is still missing - has a task in the stream's nursery for as long as it takes. Whatever ends
+first ends the others, and leaving detaches from the hub.
 """
 
 import math
@@ -56,17 +55,13 @@ class StreamLimits(NamedTuple):
     """Bytes."""
     stall: float
     """Seconds."""
-    recheck: float
-    """Seconds between looks at access."""
 
 
 class Lease(NamedTuple):
-    """Until when a stream may be sent to, on Trio's clock; who looks at its access meanwhile."""
+    """Until when a stream may be sent to, on Trio's clock, and what is over then."""
 
-    session_ends: float
-    max_age_ends: float
-    recheck: "Callable[[Connection], None]"
-    """Has access and subscription looked at soon; what has lost them is ended then. Plain."""
+    ends_at: float
+    why: ClosingReason
 
 
 class EndedEarly(Exception):
@@ -91,12 +86,10 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_channel",
-        "_check_at",
         "_clock",
         "_hub",
         "_lease",
         "_limits",
-        "_look_at",
         "_nursery",
         "_outbox",
         "_store",
@@ -141,9 +134,6 @@ class Connection:
         self._outbox: Outbox | None = None
         """While `_work` has something to do; then what is offered waits here."""
         self._wrote = 0.0
-        self._check_at = math.inf
-        self._look_at = math.inf
-        """When access is next looked at, or the lease ends."""
 
     def offer(self, frame: Frame, now: float) -> None:
         """A live frame. Plain: the publisher waits for no reader."""
@@ -224,10 +214,8 @@ class Connection:
                     nursery.cancel_scope.cancel()
                 if self._outbox is not None:
                     nursery.start_soon(self._work)
-                now = trio.current_time()
-                self._check_at = now + self._limits.recheck * random.uniform(0.5, 1.0)
-                self._look_at = self._look(now)
-                self._clock.set(self, min(self._look_at, self._wrote + self._limits.heartbeat))
+                beat_at = self._wrote + self._limits.heartbeat
+                self._clock.set(self, min(beat_at, self._lease.ends_at - self._clock.seconds))
                 try:
                     await wire.closed()
                 finally:
@@ -240,33 +228,21 @@ class Connection:
             await self._say_goodbye(wire)
 
     def tick(self, now: float) -> float:
-        """The clock's: beat, look at access, end what is over its time."""
-        if now >= self._look_at:
-            self._look_at = self._look(now)
-            if self.reason is not None:
-                return math.inf
-        beat_at = self._wrote + self._limits.heartbeat
+        """The clock's: end what is over its time, or beat."""
+        # The clock may be late by one tick, and nothing is sent later than the lease.
+        ends_at, why = self._lease
+        ends_at -= self._clock.seconds
+        if now >= ends_at:
+            self.end(why)
+            return math.inf
+        heartbeat = self._limits.heartbeat
+        beat_at = self._wrote + heartbeat
         if now >= beat_at:
             self._beat(now)
-            beat_at = self._wrote + self._limits.heartbeat
+            beat_at = self._wrote + heartbeat
             if now >= beat_at:  # something is on its way
-                beat_at = now + self._limits.heartbeat / 2
-        return min(self._look_at, beat_at)
-
-    def _look(self, now: float) -> float:
-        """End the stream if its lease has, and have its access looked at in its time; when to be
-        asked again."""
-        lease, early = self._lease, self._clock.seconds
-        # The clock may be late by one tick, and nothing is sent later than the lease.
-        late = now + early
-        if late >= lease.max_age_ends:
-            self.end(ClosingReason.MAX_AGE)
-        elif late >= lease.session_ends:
-            self.end(ClosingReason.SESSION_ENDED)
-        elif now >= self._check_at:
-            self._check_at = now + self._limits.recheck * random.uniform(0.8, 1.0)
-            lease.recheck(self)
-        return min(self._check_at, lease.session_ends - early, lease.max_age_ends - early)
+                beat_at = now + heartbeat / 2
+        return min(beat_at, ends_at)
 
     def _let_go(self) -> None:
         """Be offered nothing more, and be in nobody's hands. Plain; again is no error."""

@@ -448,7 +448,7 @@ def test_what_is_sent_after_the_end_of_access_is_not_seen(chat: Chat):
         chat.database.execute(
             "UPDATE users SET is_active = false WHERE id = %s", (pair.prospect.user_id,)
         )
-        time.sleep(0.7)  # the recheck, and the cache before it
+        time.sleep(1.2)  # two rounds of looks
         chat.send(pair.therapist, pair.channel_id, "not for them")
         assert_ends(events, "access_revoked", reconnect=False)
 

@@ -3,10 +3,8 @@
 import gc
 import random
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from functools import partial
-from itertools import pairwise
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -34,17 +32,12 @@ from storage.contract import ChannelGone, StoreUnavailable
 from tests.server.live.fakes import DirectWire, FakeStore, Peer, frame, record
 
 TICK = 0.1
-LIMITS = StreamLimits(heartbeat=15, retry=2000, outbox=10_000, stall=5, recheck=60)
+LIMITS = StreamLimits(heartbeat=15, retry=2000, outbox=10_000, stall=5)
 
 
 @pytest.fixture(params=["direct", "asgi"])
 def kind(request):
     return request.param
-
-
-async def allow() -> ClosingReason | None:
-    await trio.lowlevel.checkpoint()
-    return None
 
 
 class Room:
@@ -56,16 +49,13 @@ class Room:
         self.clock = Clock(tick=TICK)
         self.store = FakeStore(newest, **store)
         self.nursery: trio.Nursery
-        self.background: trio.Nursery
-        """Ends with the room, whatever it waits for."""
 
     def connection(
         self,
         *,
         limits: StreamLimits = LIMITS,
-        session: float = 10_000,
-        max_age: float = 20_000,
-        check: Callable[[], Awaitable[ClosingReason | None]] = allow,
+        ends_in: float = 10_000,
+        why: ClosingReason = ClosingReason.SESSION_ENDED,
     ) -> Connection:
         now = trio.current_time()
         return Connection(
@@ -76,18 +66,8 @@ class Room:
             store=self.store,  # type: ignore[arg-type]
             clock=self.clock,
             limits=limits,
-            lease=Lease(now + session, now + max_age, partial(self._recheck, check)),
+            lease=Lease(now + ends_in, why),
         )
-
-    def _recheck(
-        self, check: Callable[[], Awaitable[ClosingReason | None]], connection: Connection
-    ) -> None:
-        async def look() -> None:
-            with suppress(StoreUnavailable):
-                if (reason := await check()) is not None:
-                    connection.end(reason)
-
-        self.background.start_soon(look)
 
     def opened(self, cursor: int | None = None, **options: Any) -> "Opened":
         return Opened(self, cursor, **options)
@@ -107,12 +87,12 @@ class Room:
 async def open_room(kind: str, newest: int = 0, **store: Any) -> AsyncIterator[Room]:
     """Runs the clock, and waits until every stream has ended."""
     room = Room(kind, newest, **store)
-    async with trio.open_nursery() as room.background:
-        room.background.start_soon(room.clock.run)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(room.clock.run)
         with trio.fail_after(2000):
             async with trio.open_nursery() as room.nursery:
                 yield room
-        room.background.cancel_scope.cancel()
+        nursery.cancel_scope.cancel()
 
 
 async def run(
@@ -321,16 +301,6 @@ async def test_a_heartbeat_comes_after_so_much_silence_and_any_write_resets_it(
         at = [round(when - started) for when, _ in opened.peer.written]
         assert at == [0, 15, 30, 40, 55, 70]
         assert len(opened.peer.named("heartbeat")) == 4
-        opened.peer.leave()
-
-
-async def test_a_look_at_access_does_not_put_off_the_heartbeat(kind: str, autojump_clock):
-    async with open_room(kind) as room:
-        opened = room.opened(limits=LIMITS._replace(recheck=13))
-        await trio.sleep(293)
-        times = [when for when, _ in opened.peer.written]
-        assert len(times) == 20
-        assert all(15 <= later - at <= 15 + 2 * TICK for at, later in pairwise(times))
         opened.peer.leave()
 
 
@@ -678,7 +648,7 @@ class When(trio.abc.Instrument):
             call()
 
 
-@pytest.mark.parametrize("what", ["frame", "gap", "tick", "recheck"])
+@pytest.mark.parametrize("what", ["frame", "gap", "tick"])
 async def test_a_stream_whose_nursery_has_closed_breaks_nobody(
     kind: str, autojump_clock, what: str
 ):
@@ -700,7 +670,6 @@ async def test_a_stream_whose_nursery_has_closed_breaks_nobody(
                 elif what == "gap":
                     connection.offer(frame(9), now)
                 elif connection.slot is not None:
-                    connection._check_at = now
                     connection.tick(now)
             except Exception as error:
                 failed.append(error)
@@ -898,17 +867,14 @@ async def test_a_peer_that_leaves_while_it_is_waited_for_ends_the_stream(kind: s
 # The lease
 
 
-@pytest.mark.parametrize(
-    ("session", "max_age", "reason"),
-    [(200, 100.55, "max_age"), (77, 20_000, "session_ended"), (0.01, 20_000, "session_ended")],
-)
+@pytest.mark.parametrize("why", [ClosingReason.MAX_AGE, ClosingReason.SESSION_ENDED])
+@pytest.mark.parametrize("ends", [100.55, 77, 0.01])
 async def test_nothing_is_sent_later_than_the_lease(
-    kind: str, autojump_clock, session: float, max_age: float, reason: str
+    kind: str, autojump_clock, ends: float, why: ClosingReason
 ):
     async with open_room(kind) as room:
-        opened = room.opened(session=session, max_age=max_age)
+        opened = room.opened(ends_in=ends, why=why)
         started = trio.current_time()
-        ends = min(session, max_age)
 
         async def talk() -> None:
             while not opened.done:
@@ -918,58 +884,7 @@ async def test_nothing_is_sent_later_than_the_lease(
         room.nursery.start_soon(talk)
     over = max(when for when, body in opened.peer.written if b"data: {" in body) - started
     assert ends - 2 * TICK <= over <= max(ends, TICK) + 0.001
-    assert reason_of(opened.peer) == (reason, True)
-
-
-async def test_looks_at_access_do_not_put_off_the_end_of_the_lease(kind: str, autojump_clock):
-    for offset in range(20):
-        async with open_room(kind) as room:
-            opened = room.opened(session=5, limits=LIMITS._replace(recheck=0.3))
-            started = trio.current_time()
-            await trio.sleep(4.75 + offset / 1000)
-            with trio.move_on_after(10):
-                while not opened.done:
-                    room.publish()
-                    await trio.sleep(0.01)
-        assert opened.peer.written[-1][0] - started <= 5
-        assert reason_of(opened.peer) == ("session_ended", True)
-
-
-@pytest.mark.parametrize("reason", [ClosingReason.ACCESS_REVOKED, ClosingReason.SUBSCRIPTION_ENDED])
-async def test_access_is_looked_at_again_while_the_stream_is_open(
-    kind: str, autojump_clock, reason: ClosingReason
-):
-    looks: list[float] = []
-    answers: list[Any] = [None, StoreUnavailable(), None, reason]
-
-    async def check() -> ClosingReason | None:
-        await trio.lowlevel.checkpoint()
-        looks.append(trio.current_time())
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer  # type: ignore[no-any-return]
-
-    async with open_room(kind) as room:
-        opened = room.opened(check=check)
-        started = trio.current_time()
-    first, *pauses = [after - before for before, after in pairwise([started, *looks])]
-    assert 30 <= first <= 60 + 2 * TICK, "spread over half of it: streams come in crowds"
-    assert len(pauses) == 3
-    assert all(48 <= pause <= 60 + 2 * TICK for pause in pauses), "each jittered"
-    assert reason_of(opened.peer) == (reason.value, False)
-
-
-async def test_a_check_that_takes_long_does_not_outlast_the_lease(kind: str, autojump_clock):
-    async def check() -> ClosingReason | None:
-        await trio.sleep(300)
-        return None
-
-    async with open_room(kind) as room:
-        opened = room.opened(check=check, max_age=62)
-        started = trio.current_time()
-    assert 61.7 <= trio.current_time() - started <= 62
-    assert reason_of(opened.peer) == ("max_age", True)
+    assert reason_of(opened.peer) == (why.value, True)
 
 
 # Cancelled anywhere
@@ -1009,7 +924,7 @@ async def test_cancelled_at_any_step_a_stream_is_detached(kind: str, autojump_cl
             room.store.feed.listen = 0.01
             await trio.sleep(0.1)
             tasks = trio.lowlevel.current_statistics().tasks_living
-            peer, connection = Peer(kind), room.connection(limits=LIMITS._replace(recheck=2))
+            peer, connection = Peer(kind), room.connection()
 
             async def stream() -> None:
                 with cancel.scope:
@@ -1047,7 +962,7 @@ async def test_ended_at_any_step_a_stream_says_why_or_has_not_begun(
         async with open_room(kind, newest=25, page=10) as room:
             room.store.takes = 0.01
             room.store.feed.listen = 0.01
-            peer, connection = Peer(kind), room.connection(limits=LIMITS._replace(recheck=2))
+            peer, connection = Peer(kind), room.connection()
 
             class Ends:
                 """In place of a scope."""
