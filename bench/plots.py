@@ -101,7 +101,7 @@ def _memory(results: Results, axes: Any) -> bool:
     level = next(
         (
             case
-            for case in (f"{idle.HEARTBEATS_AT} streams", "1000 streams")
+            for case in (f"{idle.QUIET_AT} streams", "1000 streams")
             if results.median(idle.NAME, "sottovoce", case, "rss_kb") is not None
         ),
         None,

@@ -180,10 +180,11 @@ def _idle(results: Results) -> str:
 
     text = _table(["kB per stream: RSS + kernel", *levels], rows())
     for case in levels:
-        cores = results.summary(idle.NAME, "sottovoce", case, "heartbeat_cores")
+        cores = results.summary(idle.NAME, "sottovoce", case, "quiet_cores")
         if cores is not None:
             text += (
-                f"\n\nHeartbeats of {case}, one in 15 s each: {cores.median * 100:.1f} % of a core."
+                f"\n\n{case} that are quiet take {cores.median * 100:.1f} % of a core: heartbeats, "
+                "looks at access, and all else that a worker does."
             )
     return text
 

@@ -40,6 +40,7 @@ def verdict(results: Results) -> list[Line]:
         _sends(results),
         *_latency(results),
         *_cost(results),
+        _quiet(results),
     ]
 
 
@@ -101,6 +102,17 @@ def _memory(results: Results) -> Line:
         lambda kb: kb <= 12.0,
         lambda kb: f"{kb:.1f} kB",
         ("10 kB", lambda kb: kb <= 10.0),
+    )
+
+
+def _quiet(results: Results) -> Line:
+    case = f"{idle.QUIET_AT} streams"
+    return _line(
+        "10,000 quiet streams, heartbeats and looks at access included",
+        "under 2 % of a core",
+        results.median(idle.NAME, "sottovoce", case, "quiet_cores"),
+        lambda cores: cores < 0.02,
+        lambda cores: f"{cores * 100:.1f} %",
     )
 
 

@@ -23,7 +23,7 @@ NAME = "idle"
 LEVELS = (1_000, 5_000, 10_000, 18_000)
 PEER_LEVELS = (1_000, 10_000)
 QUICK_LEVELS = (1_000,)
-HEARTBEATS_AT = 10_000
+QUIET_AT = 10_000
 SETTLE_SECONDS = 2.0
 FIRST_STREAMS = 10
 """Few: what they leave behind is used again by those that are measured."""
@@ -64,9 +64,9 @@ def measure(name: str, number: int, levels: tuple[int, ...], plan: Plan) -> Iter
                     "rss_kb": (server.rss - rss) / level / 1000,
                     "kernel_kb": (kernel_bytes() - kernel) / level / 1000,
                 }
-                if name == "sottovoce" and level == (levels[0] if plan.quick else HEARTBEATS_AT):
-                    plan.say(f"idle: heartbeats of {level} streams")
-                    values["heartbeat_cores"] = _busy(server, streams, 15 if plan.quick else 30)
+                if name == "sottovoce" and level == (levels[0] if plan.quick else QUIET_AT):
+                    plan.say(f"idle: {level} quiet streams")
+                    values["quiet_cores"] = _busy(server, streams, 15 if plan.quick else 30)
                 yield Sample(
                     scenario=NAME,
                     subject=name,

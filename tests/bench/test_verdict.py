@@ -15,6 +15,7 @@ GOOD = {
     ("idle", "sottovoce", "18000 streams", "rss_kb"): 11.0,
     ("idle", "sottovoce", "cost at 1000 streams", "cpu_us_per_event"): 100.0,
     ("idle", "sottovoce", "cost at 18000 streams", "cpu_us_per_event"): 110.0,
+    ("idle", "sottovoce", "10000 streams", "quiet_cores"): 0.019,
     ("connect", "sottovoce", "new streams", "streams_per_second"): 5_000.0,
     ("requests", "engine", "64 connections", "posts_per_second"): 40_000.0,
     ("requests", "uvicorn", "64 connections", "posts_per_second"): 40_000.0,
@@ -53,6 +54,7 @@ def test_a_run_that_has_it_all_meets_every_line():
         (("pairs", "sottovoce", "50 % of the maximum", "p99_ms"), 30.0, 8),
         (("idle", "sottovoce", "cost at 18000 streams", "cpu_us_per_event"), 111.0, 9),
         (("idle", "sottovoce", "18000 streams", "rss_kb"), 11.1, 10),
+        (("idle", "sottovoce", "10000 streams", "quiet_cores"), 0.02, 11),
     ],
 )
 def test_a_figure_on_the_wrong_side_is_short(figure, worse, line):

@@ -9,7 +9,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped,unused-ignore]
@@ -18,7 +18,7 @@ import trio
 
 from server.engine.http1 import Limits
 from tests.support.chat import Chat, Pair, own_valkey, run_chat
-from tests.support.flood import flood
+from tests.support.flood import Flood, flood, sink
 from tests.support.keep_alive import KeepAlive
 from tests.support.sse import BROKEN, open_stream
 
@@ -254,31 +254,45 @@ async def test_five_hundred_bodies_that_come_a_byte_a_second(server: Chat, figur
 
 
 async def test_twenty_thousand_connections_that_say_nothing(server: Chat, figures: Figures):
-    """Far more than are let be: each has a second, and the first four thousand have ten."""
+    """Far more than are let be: each has a second, and the first four thousand have ten.
+
+    While they are opened, most of what others feel is the attackers, who have no machine of their
+    own here: so the same crowd comes to somebody else first.
+    """
     count = 10_000  # of each of two processes: one may have 20,000 files
+
+    @contextmanager
+    def attack(port: int) -> Iterator[tuple[Flood, Flood]]:
+        with (
+            flood(port, count, "--rate", "1250", "--source", "127.0.0.2") as one,
+            flood(port, count, "--rate", "1250", "--source", "127.0.0.3") as two,
+        ):
+            yield one, two
+
     async with trio.open_nursery() as nursery:
         crowd = Crowd(server)
         await nursery.start(crowd.run)
         nursery.start_soon(figures.watch)
         before = await crowd.measure(3)
         memory = figures.rss()
-        with (
-            flood(server.port, count, "--rate", "1250", "--source", "127.0.0.2") as one,
-            flood(server.port, count, "--rate", "1250", "--source", "127.0.0.3") as two,
-        ):
+        with sink() as port, attack(port):
+            elsewhere = await crowd.measure(8)
+        await trio.sleep(1)
+        with attack(server.port) as attackers:
             while_opening = await crowd.measure(8)
             while_held = await crowd.measure(2)
             while_ended = await crowd.measure(3)
-            for clients in (one, two):
+            for clients in attackers:
                 await trio.to_thread.run_sync(clients.wait_open)
             figures.say(
+                p99_while_opened_elsewhere_ms=milliseconds(elsewhere),
                 p99_while_opening_ms=milliseconds(while_opening),
                 p99_while_ended_ms=milliseconds(while_ended),
             )
             assert_unharmed(figures, before, while_held)
-            assert max(while_opening, while_ended) <= FLOOR
+            assert max(while_opening, while_ended) <= max(2 * elsewhere, FLOOR)
             gone = await figures.settle("sottovoce_connections_open", 40, seconds=20)
-            told = [await trio.to_thread.run_sync(clients.finish) for clients in (one, two)]
+            told = [await trio.to_thread.run_sync(clients.finish) for clients in attackers]
         figures.say(
             clients=2 * count,
             descriptors_most=figures.connections,
