@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-stock test-tls test-h2 test-paths check format bench bench-peers docs constraints clean
+.PHONY: help install demo test test-stock test-tls test-h2 test-paths check format bench bench-peers faults docs constraints clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,10 @@ bench: install ## side by side with its peers, about 25 minutes; BENCH=--quick f
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m bench run $(BENCH)
 	$(BIN)/python -m bench report
+
+faults: install ## break everything under load and check the ledger; MINUTES=10, HOURS=1, FAULTS="--seed 7"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m bench.faults --minutes $(or $(MINUTES),$(if $(HOURS),$$((60 * $(HOURS))),10)) $(FAULTS)
 
 bench-peers: ## what bench is compared with, besides pip's: nchan (Debian, as root) and better-sse (npm)
 	mkdir -p .bench/node

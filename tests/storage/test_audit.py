@@ -7,13 +7,13 @@ import pytest
 import structlog.testing
 import trio
 
+from bench.faults.proxy import open_proxy
 from storage import audit
 from storage.audit import AuditRow, AuditTrail
 from storage.contract import StoreUnavailable
 from storage.postgres.pool import StatementFailed
 from tests.storage.stores import ORIGIN, opened_store
 from tests.support.services import Database
-from tests.support.tcp_proxy import open_proxy
 
 
 def row(number: int, **changes: Any) -> AuditRow:

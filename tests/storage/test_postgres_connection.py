@@ -6,9 +6,9 @@ import psycopg
 import pytest
 import trio
 
+from bench.faults.proxy import open_proxy
 from storage.postgres.connection import connect
 from tests.support.services import Database
-from tests.support.tcp_proxy import open_proxy
 
 
 def soon(seconds: float = 10) -> float:

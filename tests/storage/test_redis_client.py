@@ -14,6 +14,7 @@ import pytest
 import redis
 import trio
 
+from bench.faults.proxy import TcpProxy, open_proxy
 from protocol.confidential import Secret
 from storage.breaker import Breaker
 from storage.bridge import Bridge, open_bridge
@@ -23,7 +24,6 @@ from storage.redis import Keys
 from storage.redis.client import open_client
 from storage.redis.recent import RecentMessages
 from storage.store import REDIS_SECONDS
-from tests.support.tcp_proxy import TcpProxy, open_proxy
 from tests.support.wire import certificate
 
 CANARY = "canary-words"

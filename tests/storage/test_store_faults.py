@@ -12,6 +12,7 @@ import redis
 import redis.asyncio
 import trio
 
+from bench.faults.proxy import TcpProxy, open_proxy
 from storage.contract import Record, StoreUnavailable
 from storage.embedded import EmbeddedValkey
 from storage.postgres import connection, pool
@@ -27,7 +28,6 @@ from tests.storage.stores import (
     stored,
 )
 from tests.support.services import Database
-from tests.support.tcp_proxy import TcpProxy, open_proxy
 
 SECONDS = 1.0
 """For one request's storage work, in these tests."""

@@ -13,8 +13,8 @@ import httpx_sse
 import pytest
 import trio
 
+from bench.faults.proxy import open_proxy
 from tests.support.chat import Chat, Pair, own_valkey, run_chat
-from tests.support.tcp_proxy import open_proxy
 from tests.support.wire import WIRE
 
 NODE = Path(__file__).parent / "node"
@@ -205,7 +205,7 @@ async def test_eventsource_resumes_after_a_drain(
                 await listener.until("open")
                 await trio.to_thread.run_sync(first.send, pair.therapist, pair.channel_id, "old")
                 await listener.until("message")
-                proxy._target = ("127.0.0.1", second.port)
+                proxy.target = ("127.0.0.1", second.port)
                 first.process.terminate()
                 await listener.until("closing")
                 assert listener.of("closing")[0]["data"] == {"reason": "drain", "reconnect": True}

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.support.tcp_proxy import TcpProxy, open_proxy
+from bench.faults.proxy import TcpProxy, open_proxy
 
 
 @asynccontextmanager
@@ -127,3 +127,25 @@ async def test_leaving_the_block_ends_connections_and_frees_the_port():
     await stream.aclose()
     with pytest.raises(OSError, match="connect"):
         await connect(proxy)
+
+
+async def test_data_comes_a_piece_at_a_time_when_told():
+    async with proxy_before_an_echo() as proxy:
+        proxy.piece = 1
+        stream = await trio.open_tcp_stream("127.0.0.1", proxy.port)
+        async with stream:
+            await stream.send_all(b"abc")
+            assert [await stream.receive_some() for _ in range(3)] == [b"a", b"b", b"c"]
+
+
+async def test_new_connections_go_to_a_new_target():
+    async def say(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"hello")
+
+    async with proxy_before_an_echo() as proxy, trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, say, listeners)
+        proxy.target = ("127.0.0.1", listeners[0].socket.getsockname()[1])
+        async with await trio.open_tcp_stream("127.0.0.1", proxy.port) as stream:
+            assert await stream.receive_some() == b"hello"
+        nursery.cancel_scope.cancel()

@@ -18,14 +18,17 @@ class TcpProxy:
 
     Attributes:
         port: where clients connect, on 127.0.0.1.
+        target: whom new connections go to, (host, port).
         delay: seconds that each piece of data is held back, in both directions.
+        piece: bytes that are passed on at a time, each in a segment of its own; None: all.
         accepted: connections taken so far.
     """
 
     def __init__(self, target_host: str, target_port: int) -> None:
         self.delay = 0.0
+        self.piece: int | None = None
         self.accepted = 0
-        self._target = (target_host, target_port)
+        self.target = (target_host, target_port)
         # Bound and never listening: it keeps the port ours while connections are refused.
         self._placeholder = _bound_socket(0)
         self.port: int = self._placeholder.getsockname()[1]
@@ -84,7 +87,7 @@ class TcpProxy:
             try:
                 async with client:
                     with trio.fail_after(CONNECT_SECONDS):
-                        server = await trio.open_tcp_stream(*self._target)
+                        server = await trio.open_tcp_stream(*self.target)
                     async with server, trio.open_nursery() as nursery:
                         nursery.start_soon(self._pass_on, client, server)
                         nursery.start_soon(self._pass_on, server, client)
@@ -104,7 +107,9 @@ class TcpProxy:
                 if self.delay:
                     await trio.sleep(self.delay)
                 await self._flowing.wait()
-                await sink.send_all(data)
+                size = self.piece or len(data)
+                for start in range(0, len(data), size):
+                    await sink.send_all(data[start : start + size])
             await self._flowing.wait()
             await sink.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError):

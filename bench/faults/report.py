@@ -1,0 +1,120 @@
+"""What a campaign showed, in tables; and whether it was fast enough."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.faults.campaign import Outcome, Times
+from bench.statistics import median
+
+
+class Limit(NamedTuple):
+    """A time that a fault must not go beyond.
+
+    Attributes:
+        kinds: beginnings of the faults' names.
+        most: seconds.
+    """
+
+    what: str
+    kinds: tuple[str, ...]
+    value: Callable[[Times], float | None]
+    most: float
+
+
+VALKEY = ("valkey", "one server loses valkey", "one server's way to valkey")
+POSTGRES = ("postgres", "the way to postgres")
+
+LIMITS = [
+    Limit("valkey's: live delivery on this server, p99", VALKEY, lambda t: t.same, 0.25),
+    Limit("valkey's: delivery over the other server, p99", VALKEY, lambda t: t.other, 1.0),
+    Limit("postgres': the slowest answer to a send", POSTGRES, lambda t: t.answer, 2.0),
+    Limit("postgres back: sends succeed after", POSTGRES, lambda t: t.sends_back, 3.0),
+    Limit("worker killed: its clients are live after", ("worker",), lambda t: t.streams_back, 3.0),
+    Limit(
+        "committed and never published: delivered within",
+        ("worker killed after a commit",),
+        lambda t: t.other,
+        5.0,
+    ),
+]
+
+
+class Row(NamedTuple):
+    """A limit, and what was reached."""
+
+    limit: Limit
+    middle: float
+    worst: float
+
+    @property
+    def held(self) -> bool:
+        return self.worst <= self.limit.most
+
+
+def rows(outcome: Outcome) -> list[Row]:
+    """Those of which something was measured."""
+    found = []
+    for limit in LIMITS:
+        values = [
+            value
+            for kind, times in outcome.times.items()
+            if kind.startswith(limit.kinds)
+            for each in times
+            if (value := limit.value(each)) is not None
+        ]
+        if values:
+            found.append(Row(limit, median(values), max(values)))
+    return found
+
+
+def show(outcome: Outcome, console: Console) -> None:
+    ledger = outcome.ledger
+    faults = Table(
+        title=f"{outcome.faults.total()} faults, seed {outcome.seed}", title_justify="left"
+    )
+    for name in ("fault", "times", "same p99", "other p99", "answer", "sends", "streams back"):
+        faults.add_column(name, justify="left" if name == "fault" else "right")
+    for kind, count in sorted(outcome.faults.items()):
+        times = outcome.times[kind]
+        faults.add_row(kind, str(count), *(_worst(times, index) for index in range(5)))
+    console.print(faults)
+    limits = Table(
+        title="seconds: median and worst of the faults that came alone", title_justify="left"
+    )
+    for name in ("", "what", "at most", "median", "worst"):
+        limits.add_column(name, justify="left" if name in ("", "what") else "right")
+    for row in rows(outcome):
+        limits.add_row(
+            "ok" if row.held else "SHORT",
+            row.limit.what,
+            f"{row.limit.most:.2f}",
+            f"{row.middle:.3f}",
+            f"{row.worst:.3f}",
+        )
+    console.print(limits)
+    attempts = sum(len(send.attempts) for send in ledger.sends)
+    acknowledged = sum(bool(send.acknowledged) for send in ledger.sends)
+    refused = sum(send.refused for send in ledger.sends)
+    console.print(
+        f"sends {len(ledger.sends)} in {attempts} attempts: {acknowledged} acknowledged, "
+        f"{refused} refused, {len(ledger.sends) - acknowledged - refused} unknown; "
+        f"deliveries {ledger.deliveries} over "
+        f"{sum(len(reader.sessions) for reader in ledger.readers)} connections"
+    )
+    before, after = outcome.before, outcome.after
+    console.print(
+        f"servers before and after: {before.descriptors} and {after.descriptors} descriptors, "
+        f"{before.megabytes:.0f} and {after.megabytes:.0f} MB; "
+        f"{outcome.silences} times no heartbeat came"
+    )
+    for violation in outcome.violations[:20]:
+        console.print(f"VIOLATION {violation}")
+    console.print(f"violations: {len(outcome.violations)}")
+
+
+def _worst(times: Sequence[Times], index: int) -> str:
+    values = [value for each in times if (value := each[index]) is not None]
+    return f"{max(values):.2f}" if values else ""

@@ -1,0 +1,174 @@
+"""The checker is told the truth, and then every kind of lie."""
+
+from collections.abc import Callable
+
+import pytest
+
+from bench.faults.ledger import (
+    UNKNOWN,
+    Attempt,
+    Ledger,
+    Reader,
+    Send,
+    Session,
+    Shown,
+    Stored,
+    check,
+)
+
+Stores = dict[int, list[Stored]]
+
+
+def send(seq: int, *, channel_id: int = 1, status: int = 200) -> Send:
+    told = (seq, f"m{channel_id}-{seq}") if status == 200 else (0, "")
+    attempt = Attempt(1.0, 0.01, status, 0, *told)
+    return Send(channel_id, "therapist", f"k{channel_id}-{seq}", [attempt])
+
+
+def shown(seq: int, *, channel_id: int = 1) -> Shown:
+    return Shown(1.0, channel_id, seq, f"m{channel_id}-{seq}", f"k{channel_id}-{seq}")
+
+
+def truth() -> tuple[Ledger, Stores]:
+    """Two channels of five messages; channel 1 has a reader who was cut after the third."""
+    stored = {
+        channel_id: [
+            Stored(seq, f"m{channel_id}-{seq}", f"k{channel_id}-{seq}") for seq in range(1, 6)
+        ]
+        for channel_id in (1, 2)
+    }
+    reader = Reader(
+        1,
+        "prospect",
+        [
+            Session(0, None, 0.0, shown=[shown(1), shown(2), shown(3)]),
+            Session(1, 3, 2.0, shown=[shown(4), shown(5)]),
+        ],
+        caught_up=True,
+    )
+    sends = [send(seq, channel_id=channel_id) for channel_id in (1, 2) for seq in range(1, 6)]
+    return Ledger(sends, [reader]), stored
+
+
+def test_the_truth_is_believed():
+    assert check(*truth()) == []
+
+
+def test_what_nobody_promised_is_no_violation():
+    """Unknown and stored, unknown and not stored, refused and not stored; a reader who was away
+    at the end, and one who was told to begin anew."""
+    ledger, stored = truth()
+    ledger.sends[4].attempts = [Attempt(1.0, 1.5, UNKNOWN, 0), Attempt(3.0, 1.5, 503, 1)]
+    ledger.sends += [
+        Send(1, "therapist", "never", [Attempt(1.0, 1.5, UNKNOWN, 0)]),
+        Send(1, "therapist", "refused", [Attempt(1.0, 0.1, 403, 0)]),
+    ]
+    ledger.readers += [
+        Reader(1, "away", [Session(0, None, 0.0, shown=[shown(2), shown(3)])]),
+        Reader(1, "reset", [Session(0, None, 0.0, shown=[shown(2), shown(4)], resets=[1])]),
+        Reader(1, "reset and cut", [Session(0, None, 0.0, shown=[shown(2)], resets=[1])] * 2),
+    ]
+    assert check(ledger, stored) == []
+
+
+def test_a_repeat_that_finds_its_message_is_no_violation():
+    ledger, stored = truth()
+    ledger.sends[0].attempts.insert(0, Attempt(0.5, 1.5, UNKNOWN, 1))
+    ledger.sends[0].attempts.append(ledger.sends[0].attempts[-1])
+    assert check(ledger, stored) == []
+
+
+def lose_a_row(ledger: Ledger, stored: Stores) -> None:
+    stored[2].pop()
+
+
+def leave_a_hole(ledger: Ledger, stored: Stores) -> None:
+    del stored[2][1], ledger.sends[6]
+
+
+def store_twice(ledger: Ledger, stored: Stores) -> None:
+    stored[2].append(Stored(6, "other", "k2-1"))
+
+
+def acknowledge_twice(ledger: Ledger, stored: Stores) -> None:
+    ledger.sends[0].attempts.append(Attempt(1.0, 0.01, 200, 1, 2, "m1-2"))
+
+
+def acknowledge_another(ledger: Ledger, stored: Stores) -> None:
+    ledger.sends[0].attempts[0].seq = 2
+
+
+def store_what_was_refused(ledger: Ledger, stored: Stores) -> None:
+    ledger.sends[9].attempts[0] = Attempt(1.0, 0.1, 409, 0)
+
+
+def store_what_nobody_sent(ledger: Ledger, stored: Stores) -> None:
+    ledger.sends.pop()
+
+
+def skip_one(ledger: Ledger, stored: Stores) -> None:
+    del ledger.readers[0].sessions[0].shown[1]
+
+
+def skip_one_at_the_resume(ledger: Ledger, stored: Stores) -> None:
+    del ledger.readers[0].sessions[1].shown[0]
+
+
+def miss_the_last(ledger: Ledger, stored: Stores) -> None:
+    ledger.readers[0].sessions[1].shown.pop()
+
+
+def forget_the_cursor(ledger: Ledger, stored: Stores) -> None:
+    ledger.readers[0].sessions[1].cursor = None
+
+
+def show_twice(ledger: Ledger, stored: Stores) -> None:
+    ledger.readers[0].sessions[0].shown.insert(1, shown(1))
+
+
+def show_twice_over_the_resume(ledger: Ledger, stored: Stores) -> None:
+    ledger.readers[0].sessions[1].shown.insert(0, shown(3))
+
+
+def swap_two(ledger: Ledger, stored: Stores) -> None:
+    ledger.readers[0].sessions[1].shown.reverse()
+
+
+def show_another_channels(ledger: Ledger, stored: Stores) -> None:
+    ledger.readers[0].sessions[1].shown.append(shown(5, channel_id=2))
+
+
+def show_another_channels_as_ours(ledger: Ledger, stored: Stores) -> None:
+    ledger.readers[0].sessions[1].shown[1] = Shown(1.0, 1, 5, "m2-5", "k2-5")
+
+
+def show_what_is_not_stored(ledger: Ledger, stored: Stores) -> None:
+    ledger.readers[0].sessions[1].shown.append(shown(6))
+
+
+LIES: list[tuple[Callable[[Ledger, Stores], None], str]] = [
+    (lose_a_row, "lost"),
+    (leave_a_hole, "lost"),
+    (acknowledge_another, "lost"),
+    (skip_one, "lost"),
+    (skip_one_at_the_resume, "lost"),
+    (miss_the_last, "lost"),
+    (forget_the_cursor, "lost"),
+    (store_twice, "doubled"),
+    (acknowledge_twice, "doubled"),
+    (show_twice, "doubled"),
+    (show_twice_over_the_resume, "doubled"),
+    (swap_two, "reordered"),
+    (show_another_channels, "leaked"),
+    (show_another_channels_as_ours, "leaked"),
+    (store_what_was_refused, "refused"),
+    (store_what_nobody_sent, "forged"),
+    (show_what_is_not_stored, "forged"),
+]
+
+
+@pytest.mark.parametrize(("lie", "kind"), LIES, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_lie_is_caught(lie: Callable[[Ledger, Stores], None], kind: str):
+    ledger, stored = truth()
+    lie(ledger, stored)
+    assert kind in {violation.kind for violation in check(ledger, stored)}
