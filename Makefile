@@ -45,7 +45,6 @@ bench: install ## side by side with its peers, about 25 minutes; BENCH=--quick f
 	$(BIN)/python -m bench report
 
 faults: install ## break everything under load and check the ledger; MINUTES=10, HOURS=1, FAULTS="--seed 7"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m bench.faults --minutes $(or $(MINUTES),$(if $(HOURS),$$((60 * $(HOURS))),10)) $(FAULTS)
 
 bench-peers: ## what bench is compared with, besides pip's: nchan (Debian, as root) and better-sse (npm)

@@ -3,6 +3,7 @@
 Nothing here awaits or reads a clock of its own. One table says what moves a breaker on.
 """
 
+import time
 from collections.abc import Callable
 from enum import Enum, auto
 
@@ -54,6 +55,8 @@ class Breaker:
     ) -> None:
         self.name = name
         self.state = State.CLOSED
+        self.since = time.time()
+        """When it last went between up and down, in seconds since the epoch."""
         self.opened = trio.Event()
         """Set while it is not closed."""
         self._tolerance = tolerance
@@ -84,6 +87,7 @@ class Breaker:
         was_up, self.state = self.up, new
         if self.up != was_up:
             self._failures = 0
+            self.since = time.time()
             if self.up:
                 self.opened = trio.Event()
             else:

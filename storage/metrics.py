@@ -37,6 +37,12 @@ DEPENDENCY_UP = Gauge(
     ["dependency"],
     multiprocess_mode="livemin",
 )
+DEPENDENCY_SINCE = Gauge(
+    "sottovoce_dependency_since_seconds",
+    "When a dependency last went up or down, the newest of all workers, as a Unix time",
+    ["dependency"],
+    multiprocess_mode="livemax",
+)
 HISTORY_READS = Counter(
     "sottovoce_history_reads", "Pages of messages read, by where they came from", ["source"]
 )

@@ -32,7 +32,7 @@ from storage.contract import (
 )
 from storage.failures import keep_running
 from storage.history import prove
-from storage.metrics import DEPENDENCY_UP, HISTORY_READS, REDIS_WRITES_DROPPED
+from storage.metrics import DEPENDENCY_SINCE, DEPENDENCY_UP, HISTORY_READS, REDIS_WRITES_DROPPED
 from storage.postgres.connection import Row
 from storage.postgres.pool import Pool
 from storage.redis import Keys
@@ -148,6 +148,7 @@ class Store:
         self.redis = Breaker("redis", tolerance=2, on_change=self._changed)
         for breaker in (self.postgres, self.redis):
             DEPENDENCY_UP.labels(breaker.name).set(1)
+            DEPENDENCY_SINCE.labels(breaker.name).set(breaker.since)
         self._pool = Pool(
             config.conninfo,
             breaker=self.postgres,
@@ -488,6 +489,7 @@ class Store:
 
     def _changed(self, breaker: Breaker) -> None:
         DEPENDENCY_UP.labels(breaker.name).set(1 if breaker.up else 0)
+        DEPENDENCY_SINCE.labels(breaker.name).set(breaker.since)
         if breaker.up:
             log.info("dependency_recovered", dependency=breaker.name)
         else:

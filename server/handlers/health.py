@@ -7,6 +7,7 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from protocol.replies import timestamp
 from server.service import Service
 from server.web.request import Request
 from server.web.response import Response, json_response
@@ -25,6 +26,8 @@ class Readiness(msgspec.Struct, frozen=True):
     draining: bool
     redis: Literal["up", "down"]
     postgres: Literal["up", "down"]
+    since: str | None = None
+    """While one is down: when the first of them went, ISO 8601."""
 
 
 async def healthz(service: Service, request: Request) -> Response:  # noqa: ARG001
@@ -37,12 +40,14 @@ async def readyz(service: Service, request: Request) -> Response:  # noqa: ARG00
     status: Literal["ready", "degraded", "unready"] = (
         "unready" if not serves else "ready" if redis else "degraded"
     )
+    down = [each.since for each in (service.store.redis, service.store.postgres) if not each.up]
     readiness = Readiness(
         status=status,
         enabled=service.enabled,
         draining=service.draining,
         redis="up" if redis else "down",
         postgres="up" if postgres else "down",
+        since=timestamp(round(min(down) * 1000)) if down else None,
     )
     return json_response(readiness, status=200 if serves else 503)
 
