@@ -22,6 +22,7 @@ FAULT_SECONDS = 90.0
 """One that is not over then is a defect of the campaign."""
 BETWEEN_SECONDS = (2.0, 3.5)
 """In which what a fault did shows, before the next one comes."""
+READY_SECONDS = 15.0
 MIXED_FROM = 0.6
 """Of the campaign's time: from then on a second fault comes while the first lasts."""
 MANY_ATTEMPTS = 20_000
@@ -35,12 +36,15 @@ class Window(NamedTuple):
 
     Attributes:
         alone: no other was there meanwhile: only then its times say something of it.
+        ready: when all servers said that they have everything again; None: not within
+            `READY_SECONDS`, or not looked at.
     """
 
     kind: str
     began: float
     healed: float
     alone: bool
+    ready: float | None
 
 
 class Usage(NamedTuple):
@@ -74,6 +78,7 @@ class Times(NamedTuple):
         answer: the slowest answer to an attempt.
         sends_back: from the mending to the first acknowledgment of an attempt made after it.
         streams_back: the longest that a page was without a live stream.
+        ready_back: from the mending until all servers say that they have everything.
     """
 
     same: float | None
@@ -81,6 +86,7 @@ class Times(NamedTuple):
     answer: float | None
     sends_back: float | None
     streams_back: float | None
+    ready_back: float | None
 
 
 async def run_campaign(
@@ -150,7 +156,13 @@ async def _break(
         say(f"{started:7.1f} s  {kind}{'' if alone else ' (mixed)'}")
         with trio.fail_after(FAULT_SECONDS):
             await FAULTS[kind](place)
-        windows.append(Window(kind, started, load.now, alone))
+        healed, ready = load.now, None
+        if alone:
+            with trio.move_on_after(READY_SECONDS):
+                for node in place.deployment.nodes:
+                    await node.ready()
+                ready = load.now
+        windows.append(Window(kind, started, healed, alone, ready))
 
     while load.now - began < seconds:
         if load.now - began < MIXED_FROM * seconds:
@@ -220,6 +232,7 @@ def _times(window: Window, load: Load, attempts: list[Attempt]) -> Times:
         answer=max((each.took for each in attempts[first:last]), default=None),
         sends_back=min(back, default=None),
         streams_back=max(_gaps(window, load), default=None),
+        ready_back=READY_SECONDS if window.ready is None else window.ready - window.healed,
     )
 
 

@@ -28,6 +28,7 @@ from bench.subjects import ROOT
 NODES = 2
 READY_SECONDS = 30.0
 STOP_SECONDS = 20.0
+ASK_SECONDS = 2.0
 HEARTBEAT_SECONDS = 1.0
 SOTTOVOCE = [sys.executable, "-c", "from server.cli import main; main()"]
 
@@ -111,13 +112,23 @@ class Node:
 
     async def answering(self) -> None:
         """Until it takes connections and answers. The caller limits the time."""
-        while True:
-            with suppress(OSError, trio.BrokenResourceError):
-                async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
-                    await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-                    if (await stream.receive_some(100)).startswith(b"HTTP/1.1 200"):
-                        return
+        while not await self._says("/healthz", b"200 OK"):
             await trio.sleep(0.05)
+
+    async def ready(self) -> None:
+        """Until it has PostgreSQL and Redis, and says so. The caller limits the time."""
+        while not await self._says("/readyz", b'"ready"'):
+            await trio.sleep(0.05)
+
+    async def _says(self, path: str, what: bytes) -> bool:
+        answer = b""
+        with suppress(OSError, trio.BrokenResourceError), trio.move_on_after(ASK_SECONDS):
+            async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
+                request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+                await stream.send_all(request.encode())
+                async for part in stream:
+                    answer += part
+        return what in answer
 
     @property
     def pid(self) -> int:

@@ -32,6 +32,7 @@ LIMITS = [
     Limit("valkey's: delivery over the other server, p99", VALKEY, lambda t: t.other, 1.0),
     Limit("postgres': the slowest answer to a send", POSTGRES, lambda t: t.answer, 2.0),
     Limit("postgres back: sends succeed after", POSTGRES, lambda t: t.sends_back, 3.0),
+    Limit("valkey back: used again after", VALKEY, lambda t: t.ready_back, 5.0),
     Limit("worker killed: its clients are live after", ("worker",), lambda t: t.streams_back, 3.0),
     Limit(
         "committed and never published: delivered within",
@@ -75,11 +76,11 @@ def show(outcome: Outcome, console: Console) -> None:
     faults = Table(
         title=f"{outcome.faults.total()} faults, seed {outcome.seed}", title_justify="left"
     )
-    for name in ("fault", "times", "same p99", "other p99", "answer", "sends", "streams back"):
+    for name in ("fault", "times", "same p99", "other p99", "answer", "sends", "streams", "ready"):
         faults.add_column(name, justify="left" if name == "fault" else "right")
     for kind, count in sorted(outcome.faults.items()):
         times = outcome.times[kind]
-        faults.add_row(kind, str(count), *(_worst(times, index) for index in range(5)))
+        faults.add_row(kind, str(count), *(_worst(times, index) for index in range(6)))
     console.print(faults)
     limits = Table(
         title="seconds: median and worst of the faults that came alone", title_justify="left"

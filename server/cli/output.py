@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NoReturn
 
 import typer
@@ -10,10 +11,16 @@ REFUSED = 2
 """Exit status: what was asked cannot be done as things are; nothing was changed."""
 
 
+def say(text: str) -> None:
+    """On standard error. A disk that is full or a pipe that nobody reads ends nothing."""
+    with suppress(OSError):
+        typer.echo(text, err=True)
+
+
 def refuse(lines: Iterable[str]) -> NoReturn:
     """Say why, a line each, and end with status 2."""
     for line in lines:
-        typer.echo(f"sottovoce: {line}", err=True)
+        say(f"sottovoce: {line}")
     raise typer.Exit(REFUSED)
 
 

@@ -8,7 +8,7 @@ import trio
 import typer
 
 from server.auth.jwks import PemKey
-from server.cli.output import refuse
+from server.cli.output import refuse, say
 from server.engine.environment import with_env_file
 from server.engine.options import CertificateError, EngineName, engine_options
 from server.engine.sockets import listen, url_of
@@ -57,7 +57,7 @@ def serve(
         sock = listen(host, port, stall_seconds=settings.stall_seconds)
     except OSError as error:
         refuse([f"cannot listen on {host} port {port}: {error.strerror}"])
-    typer.echo(f"sottovoce: serving on {url_of(sock, tls=options.tls)}", err=True)
+    say(f"sottovoce: serving on {url_of(sock, tls=options.tls)}")
     with sock:
         supervisor = Supervisor(
             sock,
@@ -76,11 +76,11 @@ def _warn_of_migrations(settings: Settings) -> None:
     try:
         missing = pending(settings.database_conninfo)
     except MigrationError as error:
-        typer.echo(f"sottovoce: warning: migrations cannot be looked at: {error}", err=True)
+        say(f"sottovoce: warning: migrations cannot be looked at: {error}")
         return
     if missing:
         names = ", ".join(missing)
-        typer.echo(f"sottovoce: warning: not migrated ({names}): sottovoce migrate", err=True)
+        say(f"sottovoce: warning: not migrated ({names}): sottovoce migrate")
 
 
 async def _supervise(supervisor: Supervisor) -> bool:

@@ -104,3 +104,22 @@ async def test_whoever_waits_for_it_to_open_is_woken_each_time():
         breaker.record(Event.PROBING)
         assert breaker.opened is opened
         breaker.record(Event.SUCCEEDED)
+
+
+def test_since_is_when_it_last_went_between_up_and_down(monkeypatch: pytest.MonkeyPatch):
+    now = 1000.0
+    monkeypatch.setattr("storage.breaker.time.time", lambda: now)
+    breaker = Breaker("x", tolerance=2, on_change=lambda _: None)
+    assert breaker.since == 1000.0
+    for moment, event, since in [
+        (1001.0, Event.FAILED, 1000.0),  # not yet
+        (1002.0, Event.FAILED, 1002.0),
+        (1003.0, Event.PROBING, 1002.0),  # half open is still down
+        (1004.0, Event.FAILED, 1002.0),
+        (1005.0, Event.PROBING, 1002.0),
+        (1006.0, Event.SUCCEEDED, 1006.0),
+        (1007.0, Event.SUCCEEDED, 1006.0),
+    ]:
+        now = moment
+        breaker.record(event)
+        assert breaker.since == since

@@ -10,6 +10,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -305,8 +306,13 @@ def test_an_outage_of_redis_in_the_middle_is_silent(theatre: Theatre):
         events.texts(6)
         chat.act(pair.prospect, "get_messages", channelId=pair.channel_id)
         eventually(lambda: chat.get("/readyz", None).json()["redis"] == "down")
+        degraded = chat.get("/readyz", None).json()
+        since = datetime.fromisoformat(degraded["since"]).timestamp()
+        assert degraded["status"] == "degraded"
+        assert time.time() - 10 < since <= time.time()
         theatre.valkey.start()
         eventually(lambda: chat.get("/readyz", None).json()["redis"] == "up", seconds=20)
+        assert chat.get("/readyz", None).json()["since"] is None
     assert chat.log_lines("dependency_down")
     assert_silent(theatre)
 

@@ -760,6 +760,7 @@ def test_health_readiness_and_metrics_answer(chat: Chat, pair: Pair):
         "draining": False,
         "redis": "up",
         "postgres": "up",
+        "since": None,
     }
     metrics = chat.get("/metrics", None)
     assert metrics.headers["content-type"].startswith("text/plain")
@@ -772,6 +773,7 @@ def test_health_readiness_and_metrics_answer(chat: Chat, pair: Pair):
         "sottovoce_gaps_filled_total",
         "sottovoce_slow_streams_ended_total",
         "sottovoce_delivery_seconds",
+        "sottovoce_dependency_since_seconds",
     ):
         assert f"\n{name}" in metrics.text, name
     labels = set(re.findall(r'[{,]([a-z_]+)="', metrics.text))

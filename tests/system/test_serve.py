@@ -1,6 +1,7 @@
 """`sottovoce serve` as a service manager uses it: settings from a file, SIGHUP, SIGTERM."""
 
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -163,3 +164,36 @@ def test_a_database_that_is_not_migrated_is_warned_of_and_served(
 
 def process_of(process: "subprocess.Popen[bytes]") -> Any:
     return psutil.Process(process.pid)
+
+
+def test_a_full_disk_under_the_log_keeps_no_server_from_starting(deployment: Deployment):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = ["--host", "127.0.0.1", "--port", str(port), *WIRE.options.arguments()]
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(
+            [*COMMAND, "serve", *arguments, "--env-file", str(deployment.env_file)],
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=full,
+            env=clean_environment({}),
+        )
+    try:
+
+        def answers() -> bool:
+            assert process.poll() is None, "it has ended"
+            try:
+                url = f"{WIRE.scheme}://127.0.0.1:{port}/healthz"
+                return httpx.get(url, **WIRE.client).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_until(answers, what="an answer")
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        finally:
+            process.kill()
+            process.wait()
