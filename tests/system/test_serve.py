@@ -5,7 +5,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,11 +183,10 @@ def test_a_full_disk_under_the_log_keeps_no_server_from_starting(deployment: Dep
 
         def answers() -> bool:
             assert process.poll() is None, "it has ended"
-            try:
+            with suppress(httpx.TransportError), httpx.Client(**WIRE.client) as client:
                 url = f"{WIRE.scheme}://127.0.0.1:{port}/healthz"
-                return httpx.get(url, **WIRE.client).status_code == 200
-            except httpx.TransportError:
-                return False
+                return client.get(url).status_code == 200
+            return False
 
         wait_until(answers, what="an answer")
     finally:
