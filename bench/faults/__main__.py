@@ -47,11 +47,11 @@ def main(
         )
     )
     show(outcome, console)
-    if outcome.violations:
+    if outcome.violations or outcome.defects:
         console.print(f"everything is kept in {folder}")
     else:
         shutil.rmtree(folder)
-    if outcome.violations or not all(row.held for row in rows(outcome)):
+    if outcome.violations or outcome.defects or not all(row.held for row in rows(outcome)):
         raise typer.Exit(1)
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import psutil  # type: ignore[import-untyped,unused-ignore]
 import trio
 
@@ -25,6 +26,22 @@ BETWEEN_SECONDS = (2.0, 3.5)
 READY_SECONDS = 15.0
 MIXED_FROM = 0.6
 """Of the campaign's time: from then on a second fault comes while the first lasts."""
+DEFECTS = {
+    "request_failed",
+    "stream_failed",
+    "task_failed",
+    "thread_failed",
+    "process_failed",
+    "exception_ignored",
+    "delivery_failed",
+    "batch_failed",
+    "statement_failed",
+    "connection_failed",
+    "application_failed",
+    "drain_failed",
+    "log_lines_dropped",
+    "audit_rows_lost",
+}
 MANY_ATTEMPTS = 20_000
 """Among which one that is acknowledged is looked for."""
 END_SECONDS = 100.0
@@ -63,10 +80,17 @@ class Outcome(NamedTuple):
     before: Usage
     after: Usage
     silences: int
+    complaints: Counter[str]
+    """Lines of the servers' logs that are warnings or worse, by event."""
 
     @property
     def faults(self) -> Counter[str]:
         return Counter(window.kind for window in self.windows)
+
+    @property
+    def defects(self) -> list[str]:
+        """Events that no fault of another part explains: something of ours is wrong."""
+        return sorted(DEFECTS & self.complaints.keys())
 
 
 class Times(NamedTuple):
@@ -127,6 +151,7 @@ async def run_campaign(
             pages.cancel_scope.cancel()
             talkers.cancel_scope.cancel()
         violations = check(ledger, await deployment.stored())
+    complaints = await trio.to_thread.run_sync(_complaints, [node.log for node in deployment.nodes])
     attempts = sorted(
         (attempt for send in ledger.sends for attempt in send.attempts), key=lambda each: each.at
     )
@@ -134,7 +159,9 @@ async def run_campaign(
     for window in windows:
         if window.alone:
             times[window.kind].append(_times(window, load, attempts))
-    return Outcome(seed, ledger, violations, windows, times, before, after, load.silences)
+    return Outcome(
+        seed, ledger, violations, windows, times, before, after, load.silences, complaints
+    )
 
 
 async def _break(
@@ -248,6 +275,22 @@ def _gaps(window: Window, load: Load) -> list[float]:
             if lost is None and window.began <= session.ended <= window.healed:
                 lost = session.ended
     return gaps
+
+
+def _complaints(logs: Sequence[Path]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for log in logs:
+        for line in log.read_bytes().splitlines():
+            with suppress(msgspec.DecodeError):  # what is said before the log is set up
+                entry = msgspec.json.decode(line, type=_LogLine)
+                if entry.level in ("warning", "error", "critical"):
+                    found[entry.event] += 1
+    return found
+
+
+class _LogLine(msgspec.Struct):
+    level: str
+    event: str
 
 
 def _p99(values: list[float]) -> float | None:

@@ -111,6 +111,10 @@ def show(outcome: Outcome, console: Console) -> None:
         f"{before.megabytes:.0f} and {after.megabytes:.0f} MB; "
         f"{outcome.silences} times no heartbeat came"
     )
+    said = ", ".join(f"{event} {count}" for event, count in outcome.complaints.most_common())
+    console.print(f"in the servers' logs: {said or 'no warning'}")
+    if outcome.defects:
+        console.print(f"DEFECTS of ours: {', '.join(outcome.defects)}")
     for violation in outcome.violations[:20]:
         console.print(f"VIOLATION {violation}")
     console.print(f"violations: {len(outcome.violations)}")

@@ -23,6 +23,7 @@ async def test_nothing_is_lost_doubled_reordered_or_leaked_whatever_breaks(servi
         folder, seed=SEED, seconds=SECONDS, channels=40, rate=60.0, kinds=kinds
     )
     assert [str(violation) for violation in outcome.violations] == []
+    assert outcome.defects == []
     assert outcome.faults.total() >= 15
     assert outcome.ledger.deliveries >= 3000
     assert all(reader.caught_up for reader in outcome.ledger.readers)
