@@ -55,4 +55,5 @@ def main(
         raise typer.Exit(1)
 
 
-typer.run(main)
+if __name__ == "__main__":
+    typer.run(main)

@@ -28,6 +28,7 @@ from bench.subjects import ROOT
 NODES = 2
 READY_SECONDS = 30.0
 STOP_SECONDS = 20.0
+START_AGAIN_SECONDS = 0.2
 ASK_SECONDS = 2.0
 HEARTBEAT_SECONDS = 1.0
 SOTTOVOCE = [sys.executable, "-c", "from server.cli import main; main()"]
@@ -93,9 +94,21 @@ class Node:
         self._process: trio.Process | None = None
 
     async def start(self) -> None:
-        """Raises:
-        trio.TooSlowError: it does not serve.
+        """As a service manager does: again, if it ends at once. The workers of a supervisor that
+        was killed hold the port until they have drained.
+
+        Raises:
+            trio.TooSlowError: it does not serve.
         """
+        with trio.fail_after(READY_SECONDS):
+            while not self.workers():
+                if self._process is None or self._process.poll() is not None:
+                    await trio.sleep(START_AGAIN_SECONDS)
+                    await self._launch()
+                await trio.sleep(0.02)
+            await self.answering()
+
+    async def _launch(self) -> None:
         with self.log_to.open("ab") as log:
             self._process = await trio.lowlevel.open_process(
                 [*SOTTOVOCE, "serve", "--host", "127.0.0.1", "--port", str(self.port)],
@@ -105,10 +118,6 @@ class Node:
                 cwd=ROOT,
                 env=self._env,
             )
-        with trio.fail_after(READY_SECONDS):
-            while not self.workers():
-                await trio.sleep(0.02)
-            await self.answering()
 
     async def answering(self) -> None:
         """Until it takes connections and answers. The caller limits the time."""
@@ -130,16 +139,14 @@ class Node:
                     answer += part
         return what in answer
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
     def workers(self) -> list[psutil.Process]:
+        """None while it is stopped."""
+        if self._process is None:
+            return []
         with suppress(psutil.NoSuchProcess):
             return [
                 child
-                for child in psutil.Process(self.pid).children()
+                for child in psutil.Process(self._process.pid).children()
                 if "server.engine.worker" in child.cmdline()
             ]
         return []

@@ -25,7 +25,7 @@ class Issuer:
         self.fails: str | None = None
         self._keys: list[tuple[str, rsa.RSAPrivateKey]] = []
         self.rotate()
-        self._server = ThreadingHTTPServer((HOST, 0), _handler(self))
+        self._server = _Server((HOST, 0), _handler(self))
         self._server.daemon_threads = True
 
     @property
@@ -80,6 +80,11 @@ class Issuer:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Who asked has gone: it was too slow for them, as it should be."""
 
 
 def _handler(issuer: Issuer) -> type[BaseHTTPRequestHandler]:
