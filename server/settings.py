@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from protocol.confidential import Secret
+from storage.redis.url import check_url
 
 
 class About(NamedTuple):
@@ -41,7 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str, About("`true`", "exactly `true` turns the chat on; else every chat endpoint is 404")
     ] = setting("NEXT_PUBLIC_ENABLE_CHAT_FEATURE", "")
     redis_url: Annotated[
-        Secret, About("URL", "`redis://` or `rediss://`, any Redis-compatible service")
+        Secret, About("URL", "`redis://`, `rediss://`, or `redis-sentinel://host,host/0#name`")
     ] = setting("UPSTASH_REDIS_URL")
     db_host: Annotated[Text, About("host", "a name, an address or a Unix socket's folder")] = (
         setting("DB_HOST")
@@ -270,8 +271,8 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
             issuer_of(values["clerk_publishable_key"])
         except ValueError:
             findings.append("NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY is wrong: it does not name a host")
-    if (url := values.get("redis_url")) and not url.reveal().startswith(("redis://", "rediss://")):
-        findings.append("UPSTASH_REDIS_URL is wrong: expected redis:// or rediss://")
+    if (url := values.get("redis_url")) and (wrong := check_url(url)):
+        findings.append(f"UPSTASH_REDIS_URL is wrong: {wrong}")
     if findings:
         raise SettingsError(findings)
     return Settings(**values)

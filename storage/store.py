@@ -39,6 +39,7 @@ from storage.redis import Keys
 from storage.redis.client import open_client
 from storage.redis.feed import Feed
 from storage.redis.recent import RecentMessages, Write
+from storage.redis.url import close_async
 
 log = structlog.get_logger("storage")
 
@@ -520,7 +521,7 @@ class Store:
     async def _close(self) -> None:
         self._pool.close()
         with trio.move_on_after(REDIS_CLOSE_SECONDS, shield=True), suppress(RedisError, OSError):
-            await self._bridge.run(self._client.aclose)
+            await self._bridge.run(close_async, self._client)
 
 
 @asynccontextmanager

@@ -30,6 +30,7 @@ from server.cli.token import sign
 from server.logs import configure_logging
 from server.settings import Settings, SettingsError, load_settings
 from storage.postgres.migrate import MigrationError, pending
+from storage.redis.url import connected
 
 CHECK_SECONDS = 5.0
 CLIENT_SECONDS = 4  # one connection or command: less, so that a client can say what hung
@@ -250,8 +251,8 @@ class Doctor:
             ) from None
 
     def _ask_redis(self) -> str:
-        with redis.Redis.from_url(
-            self._target.redis_url.reveal(),
+        with connected(
+            self._target.redis_url,
             socket_connect_timeout=CLIENT_SECONDS,
             socket_timeout=CLIENT_SECONDS,
         ) as client:

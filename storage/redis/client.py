@@ -9,6 +9,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from protocol.confidential import Secret
+from storage.redis.url import open_async
 
 MAX_CONNECTIONS = 8
 """Enough: a batch that is read, one that is written, a probe, the feed; and one of each that
@@ -18,8 +19,8 @@ was given up and is not closed yet."""
 def open_client(url: Secret) -> "redis.asyncio.Redis":
     """A client, which connects when it is first asked. A call that is cancelled closes its
     connection, so no answer can meet another question."""
-    return redis.asyncio.Redis.from_url(
-        url.reveal(),
+    return open_async(
+        url,
         socket_timeout=None,
         socket_connect_timeout=None,
         # Once, on a new connection: an idle one may have been reset, which the driver finds out by

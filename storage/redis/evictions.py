@@ -3,12 +3,12 @@
 The main application does the same with one command: `PUBLISH <control channel> <JSON>`.
 """
 
-import redis
 from redis.exceptions import RedisError
 
 from protocol.confidential import Secret
 from storage.contract import Eviction, StoreUnavailable
 from storage.redis import Keys
+from storage.redis.url import connected
 
 SECONDS = 3.0
 """For connecting, and for the answer."""
@@ -25,7 +25,7 @@ def publish_eviction(url: Secret, keys: Keys, eviction: Eviction) -> int:
     """
     options = {"socket_timeout": SECONDS, "socket_connect_timeout": SECONDS}
     try:
-        with redis.Redis.from_url(url.reveal(), protocol=2, **options) as client:
+        with connected(url, protocol=2, **options) as client:
             return int(client.publish(keys.control, eviction.encode()))
     except (RedisError, OSError):
         raise StoreUnavailable from None
