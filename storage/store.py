@@ -216,14 +216,17 @@ class Store:
 
     # Messages
 
-    async def append(self, draft: Draft) -> Record:
+    async def append(self, draft: Draft, *, seconds: float | None = None) -> Record:
         """Store a message, deliver it to this process's streams, and tell Redis.
+
+        Args:
+            seconds: for it, if less than for every request.
 
         Raises:
             StoreUnavailable: see `contract`.
             ClientMessageIdReused, ChannelGone
         """
-        return await self._appends.submit(draft, seconds=self._config.seconds)
+        return await self._appends.submit(draft, seconds=seconds or self._config.seconds)
 
     async def history(
         self, channel_id: int, after: int | None, *, head: int, size: int | None = None

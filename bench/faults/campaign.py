@@ -97,8 +97,8 @@ class Times(NamedTuple):
     """What clients felt of one fault, in seconds; None where nothing was measured.
 
     Attributes:
-        same, other: p99 from a send's first attempt to a delivery, over the server that took it
-            and over the other.
+        same, other: p99 from a send's first attempt to a delivery on a stream that was live then,
+            over the server that took it and over the other.
         answer: the slowest answer to an attempt.
         sends_back: from the mending to the first acknowledgment of an attempt made after it.
         streams_back: the longest that a page was without a live stream.
@@ -254,8 +254,8 @@ def _times(window: Window, load: Load, attempts: list[Attempt]) -> Times:
         if each.status == 200
     ]
     return Times(
-        same=_p99([each.took for each in felt if each.same]),
-        other=_p99([each.took for each in felt if not each.same]),
+        same=_p99([each.took for each in felt if each.live and each.same]),
+        other=_p99([each.took for each in felt if each.live and not each.same]),
         answer=max((each.took for each in attempts[first:last]), default=None),
         sends_back=min(back, default=None),
         streams_back=max(_gaps(window, load), default=None),

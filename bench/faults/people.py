@@ -50,11 +50,13 @@ class Delivery(NamedTuple):
     Attributes:
         took: seconds since the first attempt to send it.
         same: the server that it was first sent to showed it.
+        live: the stream was there when it was sent; else it came as history.
     """
 
     at: float
     took: float
     same: bool
+    live: bool
 
 
 class Load:
@@ -158,10 +160,12 @@ class Load:
             attempt.seq, attempt.message_id = sent.seq, sent.message_id
         send.attempts.append(attempt)
 
-    def arrived(self, node: int, key: str, at: float) -> None:
+    def arrived(self, session: Session, key: str, at: float) -> None:
         sent = self._sent.get(key)
         if sent is not None:
-            self.delivered.append(Delivery(at, at - sent[0], sent[1] == node))
+            when, node = sent
+            live = 0 < session.live <= when
+            self.delivered.append(Delivery(at, at - when, node == session.node, live))
 
 
 class Page:
@@ -219,4 +223,4 @@ class Page:
             Shown(at, message.channel_id, seq, message.id, message.client_message_id)
         )
         self.last = seq
-        self._load.arrived(session.node, message.client_message_id, at)
+        self._load.arrived(session, message.client_message_id, at)

@@ -48,7 +48,8 @@ def test_what_was_not_measured_is_not_judged():
     ("kind", "slow", "what"),
     [
         ("valkey hangs", {"same": 0.26}, "on this server"),
-        ("one server loses valkey", {"other": 1.1}, "over the other server"),
+        ("valkey killed", {"other": 1.1}, "over the other server"),
+        ("one server loses valkey", {"other": 5.1}, "never published"),
         ("valkey killed", {"ready_back": 5.1}, "used again"),
         ("postgres killed", {"answer": 2.1}, "slowest answer"),
         ("the way to postgres is cut", {"sends_back": 3.1}, "sends succeed"),
