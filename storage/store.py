@@ -229,7 +229,13 @@ class Store:
         return await self._appends.submit(draft, seconds=seconds or self._config.seconds)
 
     async def history(
-        self, channel_id: int, after: int | None, *, head: int, size: int | None = None
+        self,
+        channel_id: int,
+        after: int | None,
+        *,
+        head: int,
+        size: int | None = None,
+        recent: bool = True,
     ) -> Page:
         """The messages after a cursor, a page of them; or the newest.
 
@@ -237,13 +243,15 @@ class Store:
             after: a sequence number, or None for the newest `size`.
             head: a number that the channel is known to have reached.
             size: messages at most, where there is no cursor; the history's size unless told.
+            recent: ask Redis first. What it did not pass on it may not have, and if it hangs that
+                is why: a gap is better filled from PostgreSQL at once.
 
         Raises:
             StoreUnavailable
             ChannelGone
         """
         size = size or self._config.history_size
-        if self.redis.up:
+        if recent and self.redis.up:
             try:
                 records = await self._recents.submit(channel_id, seconds=REDIS_SECONDS)
                 if page := prove(records, after=after, head=head, size=size):

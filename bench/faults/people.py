@@ -2,6 +2,7 @@
 
 import random
 import uuid
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,6 +19,8 @@ REPEAT_SECONDS = (0.1, 0.4)
 GIVE_UP_SECONDS = 90.0
 SILENCE_SECONDS = 6 * HEARTBEAT_SECONDS
 """Without a heartbeat: then a page connects anew."""
+STAY_SECONDS = 20.0
+"""In the mean; then a page is closed and opened again, as people do, on either server."""
 COME_BACK_SECONDS = (0.05, 0.3)
 TWICE_AT_ONCE = 0.02
 """Share of the sends that go to both servers at the same time."""
@@ -201,17 +204,20 @@ class Page:
         session = Session(node, self.last, load.now)
         token = load.token(self.reader.person)
         last_id = "" if self.last is None else str(self.last)
-        async with EventStream(port, f"/api/chat/{self._channel.id}", token, last_id) as stream:
+        leave = trio.move_on_after(self._rng.expovariate(1 / STAY_SECONDS))
+        path = f"/api/chat/{self._channel.id}"
+        async with EventStream(port, path, token, last_id) as stream:
             self.open = stream
             self.reader.sessions.append(session)
-            while (events := await stream.read(seconds=SILENCE_SECONDS)) is not None:
-                at = load.now
-                for event in events:
-                    if event.event == "message":
-                        self._show(session, event.data, event.id, at)
-                    elif event.event == "reset":
-                        session.resets.append(len(session.shown))
-                        self.last = None
+            with leave if load.talking else nullcontext():
+                while (events := await stream.read(seconds=SILENCE_SECONDS)) is not None:
+                    at = load.now
+                    for event in events:
+                        if event.event == "message":
+                            self._show(session, event.data, event.id, at)
+                        elif event.event == "reset":
+                            session.resets.append(len(session.shown))
+                            self.last = None
 
     def _show(self, session: Session, data: str, last_id: str, at: float) -> None:
         if data.startswith('{"type"'):

@@ -27,6 +27,8 @@ class Limit(NamedTuple):
 VALKEY = ("valkey",)
 ONE_WAY = ("one server",)
 """To Valkey: the other servers have theirs, and are told nothing of what this one takes."""
+LOCKED = ("a channel's row locked",)
+"""One channel of so many that it is no part of a p99."""
 POSTGRES = ("postgres", "the way to postgres")
 
 BYTES = "a byte at a time"
@@ -38,6 +40,8 @@ LIMITS = [
     Limit("postgres': the slowest answer to a send", POSTGRES, lambda t: t.answer, 2.0),
     Limit("postgres back: sends succeed after", POSTGRES, lambda t: t.sends_back, 3.0),
     Limit("valkey back: used again after", VALKEY + ONE_WAY, lambda t: t.ready_back, 5.0),
+    Limit("a channel locked: delivery of all others, p99", LOCKED, lambda t: t.same, 0.25),
+    Limit("a channel locked: the slowest answer to a send", LOCKED, lambda t: t.answer, 2.0),
     Limit("worker killed: its clients are live after", ("worker",), lambda t: t.streams_back, 3.0),
     Limit(
         "committed and never published: delivered within",

@@ -47,7 +47,9 @@ class CatchUp:
             await trio.sleep(GRACE_SECONDS)
             while channel.streams and channel.head is not None and channel.head < channel.target:
                 try:
-                    page = await self._store.history(channel.id, channel.head, head=channel.target)
+                    page = await self._store.history(
+                        channel.id, channel.head, head=channel.target, recent=False
+                    )
                 except ChannelGone:
                     return
                 except StoreUnavailable:

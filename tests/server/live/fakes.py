@@ -56,7 +56,13 @@ class FakeStore:
         self.before_answer: Callable[[], None] = lambda: None
 
     async def history(
-        self, channel_id: int, after: int | None, *, head: int, size: int | None = None
+        self,
+        channel_id: int,
+        after: int | None,
+        *,
+        head: int,
+        size: int | None = None,
+        recent: bool = True,
     ) -> Page:
         self.reads.append((after, head))
         await trio.lowlevel.checkpoint()
