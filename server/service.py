@@ -65,6 +65,7 @@ class Service:
         self.evictions = Evictions(self.gate, hub.all_streams, self.rechecks.look)
         store.on_evicted = self.evictions.take
         store.on_missed = self._missed
+        store.redis.on_suspect = self.catch_up.look_now
         self.keys: PemKey | RemoteKeys = (
             PemKey(settings.clerk_jwt_key)
             if settings.clerk_jwt_key

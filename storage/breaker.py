@@ -59,6 +59,8 @@ class Breaker:
         """When it last went between up and down, in seconds since the epoch."""
         self.opened = trio.Event()
         """Set while it is not closed."""
+        self.on_suspect: Callable[[], None] = lambda: None
+        """Called at each failure while it is closed: something may be amiss already. Plain."""
         self._tolerance = tolerance
         self._failures = 0
         self._on_change = on_change
@@ -66,6 +68,11 @@ class Breaker:
     @property
     def up(self) -> bool:
         return self.state is State.CLOSED
+
+    @property
+    def suspect(self) -> bool:
+        """The last that was heard of it was a failure."""
+        return self._failures > 0 or not self.up
 
     def check(self) -> None:
         """Raises:
@@ -79,6 +86,7 @@ class Breaker:
             self._failures = 0
         elif event is Event.FAILED and self.state is State.CLOSED:
             self._failures += 1
+            self.on_suspect()
             if self._failures < self._tolerance:
                 return
         new = TRANSITIONS.get((self.state, event))

@@ -66,7 +66,7 @@ class CatchUp:
     async def _look_for_missed(self) -> None:
         took = 0.0
         while True:
-            healthy = self._store.redis.up and self._store.feed.connected
+            healthy = not self._store.redis.suspect and self._store.feed.connected
             pause = max(self._reconcile if healthy else self._poll, 10 * took)
             with trio.move_on_after(pause * random.uniform(0.9, 1.0)):
                 await self._missed.wait()

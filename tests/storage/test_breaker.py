@@ -123,3 +123,20 @@ def test_since_is_when_it_last_went_between_up_and_down(monkeypatch: pytest.Monk
         now = moment
         breaker.record(event)
         assert breaker.since == since
+
+
+def test_it_is_suspect_from_the_first_failure_until_a_success():
+    told: list[bool] = []
+    breaker = Breaker("x", tolerance=2, on_change=lambda _: None)
+    breaker.on_suspect = lambda: told.append(breaker.suspect)
+    assert not breaker.suspect
+    breaker.record(Event.FAILED)
+    assert (breaker.up, breaker.suspect, told) == (True, True, [True])
+    breaker.record(Event.SUCCEEDED)
+    assert not breaker.suspect
+    breaker.record(Event.REFUSED)
+    assert (breaker.up, breaker.suspect, told) == (False, True, [True])
+    breaker.record(Event.PROBING)
+    assert breaker.suspect
+    breaker.record(Event.SUCCEEDED)
+    assert not breaker.suspect

@@ -34,7 +34,7 @@ class FakeFeed:
 
 
 class FakeBreaker:
-    up = True
+    suspect = False
 
 
 class FakeStore:

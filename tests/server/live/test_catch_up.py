@@ -145,13 +145,13 @@ async def test_it_looks_more_often_while_nobody_brings_news(autojump_clock):
         world = World(reconcile=100, poll=1)
         async with trio.open_nursery() as nursery:
             if broken == "redis":
-                world.store.redis.up = False
+                world.store.redis.suspect = True
             else:
                 world.store.feed.connected = False
             nursery.start_soon(world.catch_up.serve)
             await trio.sleep(10.5)
             assert 10 <= len(world.store.looks) <= 12
-            world.store.redis.up = world.store.feed.connected = True
+            world.store.redis.suspect, world.store.feed.connected = False, True
             world.store.looks.clear()
             await trio.sleep(80)
             assert len(world.store.looks) <= 1
