@@ -42,6 +42,8 @@ DEFECTS = {
     "log_lines_dropped",
     "audit_rows_lost",
 }
+NOTICED_SECONDS = 1.0
+"""After a fault that lasts no time, in which connections are still broken by it."""
 MANY_ATTEMPTS = 20_000
 """Among which one that is acknowledged is looked for."""
 END_SECONDS = 100.0
@@ -272,7 +274,7 @@ def _gaps(window: Window, load: Load) -> list[float]:
             if lost is not None and session.live:
                 gaps.append(session.live - lost)
                 lost = None
-            if lost is None and window.began <= session.ended <= window.healed:
+            if lost is None and window.began <= session.ended <= window.healed + NOTICED_SECONDS:
                 lost = session.ended
     return gaps
 
