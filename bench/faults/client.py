@@ -1,9 +1,11 @@
 """A browser's part of the wire, as little as it takes: POSTs on a kept connection, and streams.
 
-httptools reads the responses (it is in the server already, and costs a tenth of h11).
+httptools reads the responses: the server has it already.
 """
 
 import random
+import socket
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -166,7 +168,7 @@ class EventStream:
         """Say that nothing more is sent, and read on. Plain."""
         if self._stream is not None:
             with suppress(OSError):
-                self._stream.socket._sock.shutdown(1)  # type: ignore[attr-defined]
+                self._stream.socket._sock.shutdown(socket.SHUT_WR)  # type: ignore[attr-defined]
 
     async def freeze(self, seconds: float) -> None:
         """Read nothing for so long."""
@@ -177,7 +179,8 @@ class EventStream:
     def _linger(self) -> None:
         if self._stream is not None:
             with suppress(OSError):
-                self._stream.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SO_LINGER, no time
+                no_time = struct.pack("ii", 1, 0)
+                self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_time)
 
     def _shut(self) -> None:
         if self._stream is not None:

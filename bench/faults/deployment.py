@@ -2,12 +2,13 @@
 
 The servers are told of proxies, never of the parts themselves. Each has its own way to Valkey,
 so that one of them can lose it alone; PostgreSQL they name alike, as their Redis keys ask
-(README, "More than one server").
+(README, "Running it for real").
 """
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -82,7 +83,6 @@ class Node:
     """One `sottovoce serve`: a supervisor and its worker.
 
     Attributes:
-        redis: its way to Valkey.
         log_to: where it prints; `/dev/full` is a full disk.
     """
 
@@ -162,11 +162,6 @@ class Node:
             self._process.kill()
             await self._process.wait()
         self._process = None
-
-    def kill(self) -> None:
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
 
 
 class Deployment:
@@ -371,8 +366,6 @@ def _environment(deployment: Deployment, node: int) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -375,7 +375,6 @@ async def worker_killed_unpublished(place: Place) -> None:
 @_fault("supervisor killed")
 async def supervisor_killed(place: Place) -> None:
     node = place.deployment.nodes[place.node]
-    node.kill()
     await node.stop(signal.SIGKILL)
     await place.wait(0.1, 1.0)
     await node.start()

@@ -1,7 +1,7 @@
 """Word that somebody's access may be over: forget what is cached, look at their streams again.
 
-Without such word, or with Redis gone, a revoked access lasts as long as the cache, or two rounds
-of looks at open streams.
+Without such word, or with Redis gone, a revoked access lasts as long as the cache and two rounds
+of looks at open streams together, at most.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,7 +1,7 @@
 """Looks at the access of open streams again, many in one statement.
 
-With a timer, a task and a place in a batch for each, 10,000 quiet streams spent twice as much on
-this as on their heartbeats.
+With a timer, a task and a place in a batch for each, 10,000 quiet streams took 2.9 % of a core for
+this, and 1.7 for their heartbeats.
 """
 
 import math
@@ -17,7 +17,7 @@ from server.auth.access import Gate
 from storage.contract import StoreUnavailable
 
 MAX_TOGETHER = 500
-"""Streams in one statement; some five milliseconds of ours."""
+"""Streams in one statement: as many look-ups as the store's own batches have."""
 STEP_SECONDS = 1.0
 """A round goes on this often, with as many streams as keep it even."""
 
