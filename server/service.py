@@ -203,7 +203,7 @@ MAX_OPENING = 400
 """Streams that read their first page at one time: as many as fill the batches twice. The others
 wait before that. In a storm all would wait for the store, and be refused after its time."""
 
-TICK_SECONDS = 0.25
+TICK_SECONDS = 0.5
 """Of the streams' clock: heartbeats and leases are this exact."""
 
 FINISH_SECONDS = 3.0

@@ -245,7 +245,7 @@ class Feed:
 
     async def _watch(self, pubsub: PubSub) -> None:
         while True:
-            await trio.sleep(PING_SECONDS)
+            await trio.sleep_until((trio.current_time() // PING_SECONDS + 1) * PING_SECONDS)
             if trio.current_time() - self._heard > SILENCE_SECONDS:
                 raise trio.TooSlowError
             await self._tell(pubsub, pubsub.ping)
