@@ -1,7 +1,8 @@
 """Cursors: the `id:` of an event, which a client hands back to resume after it.
 
-`17` is sequence number 17 of the channel's first epoch; `2.17` is number 17 after the second
-restore of the database to an earlier point in time, when numbers are used again.
+`17` is sequence number 17 of the channel's first epoch. `1795430000.17` is number 17 of the epoch
+that began then, in seconds since 1970: the database had been restored to an earlier point, and
+numbers were used again.
 """
 
 import re

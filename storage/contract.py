@@ -13,6 +13,11 @@ it again with its client message id is safe.
 contiguous from the cursor to the newest, and reach at least the head that the caller knows.
 Redis may lose, repeat or forget what it likes; it costs time, not messages.
 
+**A store lives in one epoch**, the first that PostgreSQL names, and asks nothing else before. In
+another one, which begins when the database was restored to an earlier point and numbers are given
+again, it stores nothing (`StoreUnavailable`) and says that it is `over`: all that was believed
+goes with it.
+
 **Evictions are word, not truth.** They say that something is to be looked at again, and may be
 lost with Redis: whoever caches has a limit of its own, and looks at everything again when told
 that something may have been missed.
@@ -130,7 +135,7 @@ _decode_details = msgspec.json.Decoder(_Details).decode
 
 class Record(Confidential, frozen=True, array_like=True):
     """A stored message, encoded once: this is what Redis keeps and publishes, as an array in
-    MessagePack, whose four parts are taken apart in one call.
+    MessagePack, whose five parts are taken apart in one call.
 
     `event` is the JSON that streams send, `details` what a reply adds to it.
     """
@@ -140,11 +145,14 @@ class Record(Confidential, frozen=True, array_like=True):
     """Milliseconds since the epoch."""
     event: bytes
     details: bytes
+    epoch: int = 0
+    """Which past `seq` belongs to."""
 
     @classmethod
     def build(
         cls,
         *,
+        epoch: int,
         channel_id: int,
         seq: int,
         ts: int,
@@ -173,7 +181,7 @@ class Record(Confidential, frozen=True, array_like=True):
         details = _Details(
             id=id, sender_id=sender_id, first_name=first_name, last_name=last_name, status=status
         )
-        return cls(seq, ts, _encode(event), _encode(details))
+        return cls(seq, ts, _encode(event), _encode(details), epoch)
 
     def encode(self) -> bytes:
         return _pack(self)
@@ -189,12 +197,12 @@ class Record(Confidential, frozen=True, array_like=True):
             raise ValueError("not a record") from None
 
     def frame(self) -> Frame:
-        return message_frame(self.seq, self.ts, self.event)
+        return message_frame(self.seq, self.ts, self.event, epoch=self.epoch)
 
     @property
     def plain(self) -> bytes:
         """The frame's event, for one stream alone."""
-        return message_event(self.seq, self.event)
+        return message_event(self.seq, self.event, epoch=self.epoch)
 
     def reply(self) -> replies.Message:
         event = _decode_event(self.event)

@@ -63,6 +63,8 @@ MAX_CHANNELS = 500
 """In a list of channels."""
 HEADS_BATCH = 2000
 """Channels in one look for missed messages."""
+UNKNOWN = -1
+"""The epoch of a store that has heard nothing of PostgreSQL: that of no message and no cursor."""
 
 
 class StoreConfig(NamedTuple):
@@ -155,10 +157,15 @@ class Store:
             breaker=self.postgres,
             size=config.connections,
             seconds=config.seconds,
+            on_epoch=self._in_epoch,
         )
+        self.epoch = UNKNOWN
+        """Which past the numbers belong to, from PostgreSQL's first answer on; never another."""
+        self.over = trio.Event()
+        """Set when another epoch has begun: this store is to be closed, for another one."""
         self._bridge = bridge
         self._client = open_client(config.redis_url)
-        keys = Keys(config.conninfo)
+        self._keys = keys = Keys(config.conninfo)
         self._recent = RecentMessages(
             bridge,
             self._client,
@@ -290,20 +297,25 @@ class Store:
         rows = await self._pool.fetch(
             "page_before", {"channel_id": channel_id, "before": found[0][0], "size": size}
         )
-        return [_record(channel_id, row) for row in reversed(rows)]
+        return [_record(self.epoch, channel_id, row) for row in reversed(rows)]
 
     async def heads(self, known: Mapping[int, int]) -> dict[int, int]:
-        """Of the channels in `known` (id → number delivered), those that have more.
+        """Of the channels in `known` (id → number delivered), those that have more. That some have
+        fewer is logged: it takes a person to say that the database was restored.
 
         Raises:
             StoreUnavailable
         """
         ahead: dict[int, int] = {}
+        lost = 0
         items = list(known.items())
         for start in range(0, len(items), HEADS_BATCH):
             batch = dict(items[start : start + HEADS_BATCH])
             rows = await self._pool.fetch("heads", (_json(batch),))
-            ahead.update((row[0], row[1]) for row in rows)
+            ahead.update((row[0], row[1]) for row in rows if row[1] > batch[row[0]])
+            lost += sum(row[1] < batch[row[0]] for row in rows)
+        if lost:
+            log.error("messages_lost", channels=lost, epoch=self.epoch)
         return ahead
 
     # People and channels
@@ -435,8 +447,14 @@ class Store:
             )
             for index, draft in enumerate(drafts)
         ]
-        rows = await self._pool.fetch("append", (_json(items),))
-        results = [_appended(draft, row) for draft, row in zip(drafts, rows, strict=True)]
+        await self._pool.ask_epoch()
+        rows = await self._pool.fetch("append", (_json(items), self.epoch))
+        if not rows:  # another epoch has begun, and nothing was stored
+            await self._pool.probe()
+            raise StoreUnavailable
+        results = [
+            _appended(self.epoch, draft, row) for draft, row in zip(drafts, rows, strict=True)
+        ]
         # A duplicate is delivered too: if the first try's outcome was lost, so was its delivery.
         stored = [
             (draft.channel_id, result)
@@ -467,7 +485,7 @@ class Store:
             if not isinstance(page, Page):
                 page = pages[index] = Page([], head, reset)
             if row[0] is not None:
-                page.records.append(_record(keys[index].channel_id, row))
+                page.records.append(_record(self.epoch, keys[index].channel_id, row))
         return pages
 
     async def _recent_batch(self, channel_ids: list[int]) -> list[list[Record] | Exception]:
@@ -498,6 +516,16 @@ class Store:
                 await trio.sleep(REDIS_WRITES_GATHER_SECONDS)
 
     # Dependencies
+
+    def _in_epoch(self, epoch: int) -> None:
+        """PostgreSQL has said which one it is in. Plain."""
+        if self.epoch == UNKNOWN:
+            self.epoch = epoch
+            self._keys.enter(epoch)
+            log.info("epoch_known", epoch=epoch)
+        elif epoch != self.epoch and not self.over.is_set():
+            log.warning("epoch_over", epoch=self.epoch, next_epoch=epoch)
+            self.over.set()
 
     def _changed(self, breaker: Breaker) -> None:
         DEPENDENCY_UP.labels(breaker.name).set(1 if breaker.up else 0)
@@ -578,7 +606,7 @@ def _access(clerk_id: str, row: Row) -> Access:
     return Access(user, ChannelAccess(channel_id, head, is_therapist, is_prospect))
 
 
-def _appended(draft: Draft, row: Row) -> Record | Exception:
+def _appended(epoch: int, draft: Draft, row: Row) -> Record | Exception:
     _, outcome, seq, message_row_id, message_id, ts, author_email, author_name = row
     match outcome:
         case "busy":
@@ -588,6 +616,7 @@ def _appended(draft: Draft, row: Row) -> Record | Exception:
         case "conflict":
             return ClientMessageIdReused()
     return Record.build(
+        epoch=epoch,
         channel_id=draft.channel_id,
         seq=seq,
         ts=ts,
@@ -605,12 +634,13 @@ def _appended(draft: Draft, row: Row) -> Record | Exception:
     )
 
 
-def _record(channel_id: int, row: Sequence[Any]) -> Record:
+def _record(epoch: int, channel_id: int, row: Sequence[Any]) -> Record:
     (seq, row_id, message_id, sender_id, client_message_id, content) = row[:6]
     email, name, message_type, status, ts, first_name, last_name = row[6:]
     if first_name is None and last_name is None:  # the author is not a user (any more)
         first_name, _, last_name = name.partition(" ")
     return Record.build(
+        epoch=epoch,
         channel_id=channel_id,
         seq=seq,
         ts=ts,

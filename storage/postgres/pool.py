@@ -4,7 +4,7 @@ A statement is never cancelled midway, which would have to wait for a server tha
 that is over its time has its socket shut down, which ends it at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -66,6 +66,8 @@ class Pool:
         conninfo: libpq's keywords and values.
         size: connections at most.
         seconds: for one statement, connecting included.
+        on_epoch: called with the epoch each time that PostgreSQL has said it: before the first
+            statement, and at each `probe`. Plain.
     """
 
     def __init__(
@@ -75,9 +77,12 @@ class Pool:
         breaker: Breaker,
         size: int,
         seconds: float,
+        on_epoch: Callable[[int], None],
     ) -> None:
         self._breaker = breaker
         self._seconds = seconds
+        self._on_epoch = on_epoch
+        self._has_epoch = False
         self._conninfo = {
             **conninfo,
             "application_name": "sottovoce",
@@ -112,6 +117,8 @@ class Pool:
         """
         self._breaker.check()
         deadline = trio.current_time() + (seconds or self._seconds)
+        if not self._has_epoch:
+            await self.ask_epoch()
         with POSTGRES_SECONDS.labels(name).time():
             rows = await self._try(name, params, deadline, again=True)
             if rows is None:
@@ -121,15 +128,27 @@ class Pool:
         self._breaker.record(Event.SUCCEEDED)
         return rows
 
+    async def ask_epoch(self) -> None:
+        """Have PostgreSQL say its epoch, unless it has: nothing is asked of it before.
+
+        Raises:
+            StoreUnavailable: it does not.
+        """
+        if not self._has_epoch and not await self.probe():
+            raise StoreUnavailable
+
     async def probe(self) -> bool:
-        """Whether PostgreSQL answers. Never raises."""
+        """Whether PostgreSQL answers, which it does with its epoch. Never raises."""
         deadline = trio.current_time() + min(1.0, self._seconds)
         try:
             rows = await self._try("ping", (), deadline)
         except (StoreUnavailable, StatementFailed):
             return False
+        if rows:  # first: whoever waits for PostgreSQL must not find the old one
+            self._has_epoch = True
+            self._on_epoch(rows[0][0])
         self._breaker.record(Event.SUCCEEDED if rows else Event.FAILED)
-        return rows is not None
+        return bool(rows)
 
     def close(self) -> None:
         self._discard_idle()

@@ -4,8 +4,9 @@
 -- session's is UTC).
 
 -- name: append
+-- In another epoch than the one that is named nothing is stored, and there is no row.
 SELECT ord, outcome, seq, id, message_id::text, ts, author_email, author_name
-FROM chat_append(%s::json);
+FROM chat_append((SELECT %s::json FROM chat_epoch WHERE epoch = %s));
 
 -- name: access
 -- Who a Clerk user is, what the channel is to them, and whether they are subscribed. Both the
@@ -58,11 +59,12 @@ WHERE channel_id = %(channel_id)s
   AND (id = %(id)s::bigint OR message_id = %(message_id)s::uuid);
 
 -- name: heads
--- The channels that have messages which this process has not delivered.
+-- The channels that have messages which this process has not delivered; or have lost some that it
+-- has.
 SELECT c.id, c.last_seq
 FROM json_each_text(%s::json) AS q(id, head)
 JOIN chat_channels c ON c.id = q.id::bigint
-WHERE c.last_seq > q.head::bigint;
+WHERE c.last_seq <> q.head::bigint;
 
 -- name: channels_of
 SELECT c.id, c.channel_identifier, c.therapist_id, c.prospect_user_id, c.status,
@@ -158,4 +160,5 @@ RETURNING subject, session_id, impersonator, extract(epoch FROM session_expires_
           expires_at > now();
 
 -- name: ping
-SELECT 1;
+-- Whether PostgreSQL answers, and in which epoch.
+SELECT epoch FROM chat_epoch;

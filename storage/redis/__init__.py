@@ -10,7 +10,8 @@ from PostgreSQL only, some seconds later.
 - `sottovoce:<database>:{42}:live`: pub/sub channel, the same bytes
 - `sottovoce:<database>:control`: pub/sub channel that every worker hears; JSON, an `Eviction`
 
-The braces keep a channel's two on one node of a cluster.
+The braces keep a channel's two on one node of a cluster. In an epoch other than 0 theirs begin with
+`sottovoce:<database>:<epoch>:`, so nothing is read there of a future that was restored away.
 """
 
 from collections.abc import Mapping
@@ -21,13 +22,19 @@ from typing import Any
 class Keys:
     """The names of one database's keys and pub/sub channels."""
 
-    def __init__(self, conninfo: Mapping[str, Any]) -> None:
+    def __init__(self, conninfo: Mapping[str, Any], *, epoch: int = 0) -> None:
         named = f"{conninfo['host']}:{conninfo['port']}/{conninfo['dbname']}"
-        database = sha256(named.encode()).hexdigest()[:12]
-        self._prefix = b"sottovoce:%b:{" % database.encode()
-        self.control = b"sottovoce:%b:control" % database.encode()
+        self._database = sha256(named.encode()).hexdigest()[:12].encode()
+        self.control = b"sottovoce:%b:control" % self._database
         """A pub/sub channel that every feed listens to, for evictions."""
-        self.probe = b"sottovoce:%b:probe" % database.encode()
+        self.probe = b"sottovoce:%b:probe" % self._database
+        self.enter(epoch)
+
+    def enter(self, epoch: int) -> None:
+        """Name what is of this epoch from now on."""
+        self._prefix = b"sottovoce:%b:{" % self._database
+        if epoch:
+            self._prefix = b"sottovoce:%b:%d:{" % (self._database, epoch)
 
     def recent(self, channel_id: int) -> bytes:
         return b"%b%d}:recent" % (self._prefix, channel_id)
