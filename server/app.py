@@ -15,7 +15,7 @@ from protocol.problems import ProblemBody
 from server import routes
 from server.metrics import REQUEST_SECONDS
 from server.service import Service, open_service
-from server.settings import SettingsError, load_settings
+from server.settings import Settings, SettingsError, load_settings
 from server.web.cors import cors_headers, preflight
 from server.web.problems import Problem, problem_response
 from server.web.request import PeerLeft, Request
@@ -74,7 +74,8 @@ class Application:
             refuse: new streams get 503 from now on.
         """
         if self._service is not None:
-            await self._service.drain(lambda: self._in_flight, refuse=refuse)
+            seconds = self._service.settings.drain_seconds
+            await self._service.drain(lambda: self._in_flight, refuse=refuse, seconds=seconds)
 
     def set_enabled(self, enabled: bool) -> None:
         """Turn the chat on or off. Plain."""
@@ -88,14 +89,34 @@ class Application:
         except SettingsError as error:
             await send({"type": "lifespan.startup.failed", "message": "\n".join(error.findings)})
             return
-        async with open_service(settings) as service:
-            self._service = service
+        async with trio.open_nursery() as services:
+            self._service = await services.start(_hold, settings)
             await send({"type": "lifespan.startup.complete"})
             try:
-                await receive()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._follow_epochs, services, settings)
+                    await receive()
+                    nursery.cancel_scope.cancel()
             finally:
+                self._service.done.set()
                 self._service = None
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _follow_epochs(self, services: trio.Nursery, settings: Settings) -> None:
+        """Give each epoch a service of its own, so that nothing which was believed in one is in the
+        next: no head, no page, no permit, no connection to Redis."""
+        while True:
+            old = self._service
+            assert old is not None
+            await old.store.over.wait()
+            new: Service = await services.start(_hold, settings)
+            new.enabled, new.draining = old.enabled, old.draining
+            self._service = new
+            try:
+                # At once: what they show is over. Their clients come back spread by `retry`.
+                await old.drain(lambda: self._in_flight, refuse=True, seconds=0)
+            finally:
+                old.done.set()
 
     async def _serve_request(self, scope: Scope, receive: Receive, send: Send) -> Life | None:
         """Answer; for a stream, begin to."""
@@ -206,6 +227,13 @@ class Application:
             channel_id=request.channel_id,
             **({} if request.seq is None else {"seq": request.seq}),
         )
+
+
+async def _hold(settings: Settings, *, task_status: trio.TaskStatus[Service]) -> None:
+    """A service until it is done with."""
+    async with open_service(settings) as service:
+        task_status.started(service)
+        await service.done.wait()
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -46,6 +46,8 @@ class Service:
         self.hub = hub
         self.enabled = settings.chat_enabled
         self.draining = False
+        self.done = trio.Event()
+        """Set by whoever has it: it is to close."""
         self.opening = trio.Semaphore(MAX_OPENING)
         self.streams = 0
         """Open ones, those included that are saying why they end."""
@@ -159,22 +161,22 @@ class Service:
             for stream in self.hub.all_streams():
                 stream.end(ClosingReason.CHAT_DISABLED)
 
-    async def drain(self, in_flight: Callable[[], int], *, refuse: bool) -> None:
-        """End every stream, spread over the drain's time. What else is under way goes on.
+    async def drain(self, in_flight: Callable[[], int], *, refuse: bool, seconds: float) -> None:
+        """End every stream, spread over a time. What else is under way goes on.
 
         Args:
             in_flight: how many requests are being answered, streams included.
+            seconds: until the last stream is ended; `FINISH_SECONDS` more until this returns.
             refuse: new streams get 503 from now on. Else they are begun, and ended in their turn:
                 then their clients come back, and find another worker.
         """
         self.draining = refuse
-        window = self.settings.drain_seconds
         streams = self.hub.all_streams()
-        log.info("draining", streams=len(streams), seconds=window)
+        log.info("draining", streams=len(streams), seconds=seconds)
         random.shuffle(streams)  # or the newest would always live longest
         started = trio.current_time()
         for index, stream in enumerate(streams):
-            due = started + window * index / len(streams)
+            due = started + seconds * index / len(streams)
             if trio.current_time() < due:  # a turn of a busy loop is longer than a stream's share
                 await trio.sleep_until(due)
             stream.end(ClosingReason.DRAIN)

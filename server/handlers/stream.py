@@ -7,7 +7,7 @@ import structlog
 import trio
 
 from protocol.closing import ClosingReason
-from protocol.cursors import MAX_SEQ, CursorError, parse_cursor
+from protocol.cursors import MAX_SEQ, Cursor, CursorError, parse_cursor
 from server.auth.access import Permit
 from server.auth.clerk import Claims
 from server.live.connection import Connection, EndedEarly, Lease
@@ -38,13 +38,18 @@ class EventStream:
     """The response: runs for as long as the stream lives."""
 
     def __init__(
-        self, service: Service, request: Request, claims: Claims, permit: Permit, after: int | None
+        self,
+        service: Service,
+        request: Request,
+        claims: Claims,
+        permit: Permit,
+        cursor: Cursor | None,
     ) -> None:
         self._service = service
         self._request = request
         self._claims = claims
         self._permit = permit
-        self._after = after
+        self._cursor = cursor
 
     async def __call__(self, send: Send, extra: Headers = ()) -> Life:
         service, request, permit = self._service, self._request, self._permit
@@ -60,7 +65,7 @@ class EventStream:
         await self._take_turn()
         try:
             connection = self._connection()
-            await connection.open(cursor=self._after, head=permit.channel.head, begin=begin)
+            await connection.open(cursor=self._after(), head=permit.channel.head, begin=begin)
         except EndedEarly as ended:
             raise Problem(EARLY_ENDS.get(ended.reason, "UNAVAILABLE"), retry_after=1) from None
         except ChannelGone:
@@ -69,6 +74,15 @@ class EventStream:
             service.opening.release()
         origin = request.origin(hops=service.settings.forwarded_hops)
         return _OpenStream(service, connection, origin, permit.role).run
+
+    def _after(self) -> int | None:
+        """The number to resume after."""
+        if self._cursor is None:
+            return None
+        if self._cursor.epoch == self._service.store.epoch:
+            return self._cursor.seq
+        # Of another epoch, so of no past that we know: ahead of everything, which is a reset.
+        return MAX_SEQ
 
     def _connection(self) -> Connection:
         service, permit = self._service, self._permit
@@ -173,12 +187,12 @@ async def open_stream(service: Service, request: Request) -> EventStream:
     """Everything that can refuse a stream comes before its response begins."""
     assert request.path_id is not None
     claims = await service.authenticate(request, allow_ticket=True)
-    after = read_cursor(request)
+    cursor = read_cursor(request)
     permit = await service.permit(request, request.path_id)
-    return EventStream(service, request, claims, permit, after)
+    return EventStream(service, request, claims, permit, cursor)
 
 
-def read_cursor(request: Request) -> int | None:
+def read_cursor(request: Request) -> Cursor | None:
     """Where to resume: the header, which `EventSource` sends by itself, or the query.
 
     Raises:
@@ -189,10 +203,6 @@ def read_cursor(request: Request) -> int | None:
         text = request.query("lastEventId")
         raw = None if text is None else text.encode()
     try:
-        cursor = None if raw is None else parse_cursor(raw)
+        return None if raw is None else parse_cursor(raw)
     except CursorError:
         raise Problem("INVALID_CURSOR") from None
-    if cursor is None:
-        return None
-    # A cursor of another epoch is of no past that we know: ahead of everything, so a reset.
-    return cursor.seq if cursor.epoch == 0 else MAX_SEQ

@@ -1,4 +1,5 @@
-"""How many streams open at one time, and how long the others wait for their turn."""
+"""How many streams open at one time, how long the others wait for their turn, and where a stream
+resumes."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 import pytest
 import trio
 
+from protocol.cursors import MAX_SEQ, Cursor
 from server.handlers.stream import TURN_SECONDS, EventStream
 from server.web.problems import Problem
 
@@ -84,3 +86,19 @@ async def test_what_became_of_the_server_meanwhile_counts_and_the_turn_is_given_
     with pytest.raises(Problem) as refused:
         await waiting._take_turn()
     assert (refused.value.code, opening.value) == (code, 1)
+
+
+@pytest.mark.parametrize(
+    ("cursor", "after"),
+    [
+        (None, None),
+        (Cursor(1795430000, 17), 17),
+        (Cursor(0, 17), MAX_SEQ),
+        (Cursor(1795430001, 17), MAX_SEQ),
+        (Cursor(1, 0), MAX_SEQ),
+    ],
+)
+async def test_a_cursor_of_another_epoch_is_ahead_of_everything(cursor, after):
+    service: Any = SimpleNamespace(store=SimpleNamespace(epoch=1795430000))
+    unused: Any = None
+    assert EventStream(service, unused, unused, unused, cursor)._after() == after
