@@ -6,6 +6,7 @@ from server.cli.dev import dev
 from server.cli.doctor import doctor
 from server.cli.evict import evict
 from server.cli.migrate import migrate
+from server.cli.restored import restored
 from server.cli.seed import seed
 from server.cli.serve import serve
 from server.cli.token import token
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, dev, migrate, token, seed, doctor, evict):
+for command in (serve, dev, migrate, token, seed, doctor, evict, restored):
     app.command()(command)
 
 

@@ -1,21 +1,12 @@
 """`sottovoce migrate`: bring a database to the tables that this version needs."""
 
-import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from server.cli.output import refuse
-from server.cli.ready import NotRunning, read_ready
-from server.settings import SettingsError, load_settings
+from server.cli.database import which_database
 from storage.postgres import migrate as migrations
-
-# A database is migrated before there is anything else to configure.
-_NOT_NEEDED = {
-    "UPSTASH_REDIS_URL": "redis://unused",
-    "NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY": "pk_test_dW51c2VkJA==",  # unused$
-}
 
 
 def migrate(
@@ -27,7 +18,7 @@ def migrate(
     ] = None,
 ) -> None:
     """Create and change tables. DB_HOST, DB_USER and the like say where; safe to repeat."""
-    conninfo = _where(data_dir)
+    conninfo = which_database(data_dir)
     try:
         names = migrations.pending(conninfo) if check else migrations.migrate(conninfo)
     except migrations.MigrationError as error:
@@ -39,16 +30,3 @@ def migrate(
         typer.echo("nothing to apply")
     elif check:
         raise typer.Exit(1)
-
-
-def _where(data_dir: Path | None) -> str | dict[str, Any]:
-    try:
-        if data_dir is not None:
-            return read_ready(data_dir).database_url
-        names = ("DB_", "SOTTOVOCE_DB_")
-        chosen = {name: value for name, value in os.environ.items() if name.startswith(names)}
-        return load_settings(chosen | _NOT_NEEDED).database_conninfo
-    except SettingsError as error:
-        refuse(error.findings)
-    except NotRunning as error:
-        refuse([str(error)])

@@ -146,7 +146,7 @@ def test_migrate_names_what_is_missing():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["token", "prospect"], ["seed", "--channels", "1", "--out", "x"], ["migrate"]],
+    [["token", "prospect"], ["seed", "--channels", "1", "--out", "x"], ["migrate"], ["restored"]],
 )
 def test_what_needs_a_running_dev_says_so(arguments, folder: Path):
     result = run(*arguments, "--data-dir", str(folder))
