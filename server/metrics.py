@@ -18,6 +18,9 @@ STREAM_SECONDS = Histogram(
     buckets=(1, 10, 60, 300, 900, 3600, 4 * 3600),
 )
 SENDS = Counter("sottovoce_sends", "Messages sent, by what came of it", ["outcome"])
+TASKS = Gauge(
+    "sottovoce_tasks", "Trio tasks that live, looked at each second", multiprocess_mode="livesum"
+)
 DELIVERIES = Counter("sottovoce_deliveries", "Messages handed to streams")
 DUPLICATES = Counter("sottovoce_duplicates_dropped", "Messages heard of again and dropped")
 GAPS = Counter("sottovoce_gaps_filled", "Times that a channel's missing messages were read")

@@ -25,6 +25,7 @@ from server.live.catch_up import CatchUp
 from server.live.clock import Clock
 from server.live.connection import StreamLimits
 from server.live.hub import Hub
+from server.metrics import TASKS
 from server.settings import Settings
 from server.web.problems import Problem
 from server.web.rate import SendRate
@@ -161,6 +162,13 @@ class Service:
             for stream in self.hub.all_streams():
                 stream.end(ClosingReason.CHAT_DISABLED)
 
+    async def serve_counts(self) -> None:
+        """Count, until cancelled, what nobody else can: another worker may answer the scrape."""
+        while True:
+            TASKS.set(trio.lowlevel.current_statistics().tasks_living)
+            self.store.count_connections()
+            await trio.sleep_until((trio.current_time() // COUNT_SECONDS + 1) * COUNT_SECONDS)
+
     async def drain(self, in_flight: Callable[[], int], *, refuse: bool, seconds: float) -> None:
         """End every stream, spread over a time. What else is under way goes on.
 
@@ -212,6 +220,10 @@ FINISH_SECONDS = 3.0
 """For requests under way when the last stream has ended; a send takes at most half of it."""
 
 
+COUNT_SECONDS = 1.0
+"""Between two counts of tasks and connections, which take some microseconds."""
+
+
 def ticket_digest(ticket: str) -> bytes:
     """What is stored of a ticket: who reads the table cannot use it."""
     return sha256(ticket.encode()).digest()
@@ -238,6 +250,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             nursery.start_soon(keep_running, "quiet_channels", hub.serve)
             nursery.start_soon(keep_running, "evictions", service.evictions.serve)
             nursery.start_soon(keep_running, "rechecks", service.rechecks.serve)
+            nursery.start_soon(keep_running, "counts", service.serve_counts)
             if isinstance(service.keys, RemoteKeys):
                 nursery.start_soon(service.keys.prefetch)
             yield service

@@ -21,6 +21,11 @@ POSTGRES_SECONDS = Histogram(
 REDIS_SECONDS = Histogram(
     "sottovoce_redis_seconds", "Time of one Redis round trip", ["operation"], buckets=_SECONDS
 )
+POSTGRES_CONNECTIONS = Gauge(
+    "sottovoce_postgres_connections",
+    "Connections to PostgreSQL that are open or being opened, looked at each second",
+    multiprocess_mode="livesum",
+)
 POSTGRES_STATEMENTS = Counter(
     "sottovoce_postgres_statements",
     "Statements sent to PostgreSQL: each one round trip, however many callers it serves",

@@ -32,7 +32,13 @@ from storage.contract import (
 )
 from storage.failures import keep_running
 from storage.history import prove
-from storage.metrics import DEPENDENCY_SINCE, DEPENDENCY_UP, HISTORY_READS, REDIS_WRITES_DROPPED
+from storage.metrics import (
+    DEPENDENCY_SINCE,
+    DEPENDENCY_UP,
+    HISTORY_READS,
+    POSTGRES_CONNECTIONS,
+    REDIS_WRITES_DROPPED,
+)
 from storage.postgres.connection import Row
 from storage.postgres.pool import Pool
 from storage.redis import Keys
@@ -526,6 +532,10 @@ class Store:
         elif epoch != self.epoch and not self.over.is_set():
             log.warning("epoch_over", epoch=self.epoch, next_epoch=epoch)
             self.over.set()
+
+    def count_connections(self) -> None:
+        """Say in the metrics how many there are. Plain."""
+        POSTGRES_CONNECTIONS.set(self._pool.connections)
 
     def _changed(self, breaker: Breaker) -> None:
         DEPENDENCY_UP.labels(breaker.name).set(1 if breaker.up else 0)

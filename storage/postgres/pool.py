@@ -96,6 +96,7 @@ class Pool:
             f"{round(seconds * 5000)}",
         )
         self._idle: list[Connection] = []
+        self._size = size
         self._free = trio.Semaphore(size)
 
     async def fetch(
@@ -136,6 +137,11 @@ class Pool:
         """
         if not self._has_epoch and not await self.probe():
             raise StoreUnavailable
+
+    @property
+    def connections(self) -> int:
+        """Idle ones, and those in use."""
+        return len(self._idle) + self._size - self._free.value
 
     async def probe(self) -> bool:
         """Whether PostgreSQL answers, which it does with its epoch. Never raises."""

@@ -774,6 +774,8 @@ def test_health_readiness_and_metrics_answer(chat: Chat, pair: Pair):
         "sottovoce_slow_streams_ended_total",
         "sottovoce_delivery_seconds",
         "sottovoce_dependency_since_seconds",
+        "sottovoce_tasks",
+        "sottovoce_postgres_connections",
     ):
         assert f"\n{name}" in metrics.text, name
     labels = set(re.findall(r'[{,]([a-z_]+)="', metrics.text))
