@@ -386,12 +386,14 @@ class EmbeddedPostgres(_Server):
         return command, b""
 
     def _is_ready(self, port: int) -> bool:  # noqa: ARG002
-        """The pid file's eighth line says so (src/include/utils/pidfile.h)."""
+        """The pid file's eighth line says so (src/include/utils/pidfile.h); a standby's is that
+        it can be read."""
         try:
             lines = (self._cluster / "data" / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return False
-        return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
+        states = ("ready", "standby")
+        return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() in states
 
 
 class EmbeddedValkey(_Server):

@@ -6,6 +6,7 @@ so that one of them can lose it alone; PostgreSQL they name alike, as their Redi
 """
 
 import json
+import math
 import os
 import signal
 import socket
@@ -31,6 +32,7 @@ READY_SECONDS = 30.0
 STOP_SECONDS = 20.0
 START_AGAIN_SECONDS = 0.2
 ASK_SECONDS = 2.0
+STANDBY_SECONDS = 15.0
 HEARTBEAT_SECONDS = 1.0
 SOTTOVOCE = [sys.executable, "-c", "from server.cli import main; main()"]
 
@@ -129,7 +131,18 @@ class Node:
         while not await self._says("/readyz", b'"ready"'):
             await trio.sleep(0.05)
 
+    async def gauge(self, name: str) -> float:
+        """Of all its workers together; NaN if it does not say."""
+        for line in (await self._get("/metrics")).decode().splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.rpartition(" ")[2])
+        return math.nan
+
     async def _says(self, path: str, what: bytes) -> bool:
+        return what in await self._get(path)
+
+    async def _get(self, path: str) -> bytes:
+        """What it answered, all of it if there was time."""
         answer = b""
         with suppress(OSError, trio.BrokenResourceError), trio.move_on_after(ASK_SECONDS):
             async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
@@ -137,7 +150,7 @@ class Node:
                 await stream.send_all(request.encode())
                 async for part in stream:
                     answer += part
-        return what in answer
+        return answer
 
     def workers(self) -> list[psutil.Process]:
         """None while it is stopped."""
@@ -168,7 +181,7 @@ class Deployment:
     """See the module. Made by `open_deployment`.
 
     Attributes:
-        valkey: which of the two is the primary.
+        postgres, valkey: which of the two is the primary.
     """
 
     def __init__(
@@ -183,6 +196,7 @@ class Deployment:
         self.parts = parts
         self.postgres_proxy = postgres_proxy
         self.redis_proxies = redis_proxies
+        self.postgres = "postgres-0"
         self.valkey = "valkey-0"
         self.nodes: list[Node] = []
         self.channels: list[Channel] = []
@@ -213,10 +227,35 @@ class Deployment:
         return told
 
     async def start(self, name: str, *, empty: bool = True) -> Part:
-        options = {} if name == "postgres" else {"empty": empty}
-        part = Part(name, **await self.ask("start", name, **options))
+        part = Part(name, **await self.ask("start", name, empty=empty))
         self.parts[name] = part
         return part
+
+    async def start_standby(self) -> str:
+        """The other PostgreSQL, as a standby that has all that is acknowledged from now on.
+
+        Raises:
+            trio.TooSlowError
+        """
+        name = "postgres-1" if self.postgres == "postgres-0" else "postgres-0"
+        self.parts[name] = Part(name, **await self.ask("stand_by", name, of=self.postgres))
+        await self.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        await self.sql("SELECT pg_reload_conf()")
+        with trio.fail_after(STANDBY_SECONDS):
+            while not await self.sql(
+                "SELECT pid FROM pg_stat_replication WHERE sync_state = 'sync'"
+            ):
+                await trio.sleep(0.05)
+            # Waits for the standby like every commit now, and all before it are there with it.
+            await self.sql("SELECT pg_logical_emit_message(true, '', '')")
+        return name
+
+    def turn_to(self, name: str) -> None:
+        """Have the servers talk to the other PostgreSQL. Plain."""
+        self.postgres = name
+        self.postgres_proxy.target = ("127.0.0.1", self.parts[name].port)
+        self.postgres_proxy.cut()
+        self.postgres_proxy.resume()
 
     async def stop(self, name: str) -> None:
         await self.ask("stop", name)
@@ -243,11 +282,13 @@ class Deployment:
 
         return await trio.to_thread.run_sync(say)
 
-    async def sql(self, query: str, params: Any = None) -> list[tuple[Any, ...]]:
-        """One statement, past the proxies."""
+    async def sql(
+        self, query: str, params: Any = None, *, name: str | None = None
+    ) -> list[tuple[Any, ...]]:
+        """One statement, past the proxies; to the primary unless told."""
 
         def run() -> list[tuple[Any, ...]]:
-            conninfo = self.parts["postgres"].conninfo
+            conninfo = self.parts[name or self.postgres].conninfo
             with psycopg.connect(**conninfo, connect_timeout=5, autocommit=True) as connection:
                 cursor = connection.execute(query, params)
                 return cursor.fetchall() if cursor.description else []
@@ -261,7 +302,7 @@ class Deployment:
 
         def connect() -> psycopg.Connection[Any]:
             connection: psycopg.Connection[Any] = psycopg.connect(
-                **self.parts["postgres"].conninfo, connect_timeout=5
+                **self.parts[self.postgres].conninfo, connect_timeout=5
             )
             do(connection)
             return connection
@@ -305,8 +346,8 @@ async def open_deployment(folder: Path, *, channels: int) -> AsyncIterator[Deplo
         )
         stack.push_async_callback(_end, warden)
         deployment = Deployment(warden, issuer, {}, None, [])  # type: ignore[arg-type]
-        postgres = await deployment.start("postgres")
-        valkey = await deployment.start("valkey-0")
+        postgres = await deployment.start(deployment.postgres)
+        valkey = await deployment.start(deployment.valkey)
         proxy = await stack.enter_async_context(open_proxy("127.0.0.1", postgres.port))
         deployment.postgres_proxy = proxy
         for _ in range(NODES):
@@ -345,11 +386,14 @@ def _environment(deployment: Deployment, node: int) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("SOTTOVOCE_", "DB_", "CLERK_", "NEXT_PUBLIC_", "UPSTASH_"))
     }
-    conninfo = deployment.parts["postgres"].conninfo
+    conninfo = deployment.parts[deployment.postgres].conninfo
     valkey = deployment.parts["valkey-0"]
     url = valkey.url.replace(f":{valkey.port}/", f":{deployment.redis_proxies[node].port}/")
     return {
         **clean,
+        # Workers look where Python is told to, not in the folder that they are started in: without
+        # this they would be those of the sources that are installed, whatever lies here.
+        "PYTHONPATH": str(ROOT),
         "NEXT_PUBLIC_ENABLE_CHAT_FEATURE": "true",
         "NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY": deployment.issuer.publishable_key,
         "UPSTASH_REDIS_URL": url,

@@ -19,6 +19,7 @@ from bench.faults.deployment import Deployment
 from bench.faults.people import Load
 
 LOCK_SECONDS = 10.0
+_PROMOTE = "SELECT pg_promote(true, 20)"
 SYNC_SECONDS = 10.0
 SOME_DESCRIPTORS = 3
 """Left to a worker whose descriptors are used up."""
@@ -171,9 +172,9 @@ async def _is_in_sync(deployment: Deployment, name: str) -> bool:
 @_fault("postgres killed")
 async def postgres_killed(place: Place) -> None:
     deployment = place.deployment
-    deployment.signal("postgres", signal.SIGKILL)
+    deployment.signal(deployment.postgres, signal.SIGKILL)
     await place.wait(0.5, 3.0)
-    await deployment.start("postgres")
+    await deployment.start(deployment.postgres)
 
 
 @_fault("postgres backend killed in a statement")
@@ -195,17 +196,18 @@ async def postgres_backend_killed(place: Place) -> None:
 @_fault("postgres hangs")
 async def postgres_hangs(place: Place) -> None:
     deployment = place.deployment
-    deployment.signal("postgres", signal.SIGSTOP)
+    deployment.signal(deployment.postgres, signal.SIGSTOP)
     try:
         await place.wait(2.0, 5.0)
     finally:
-        deployment.signal("postgres", signal.SIGCONT)
+        deployment.signal(deployment.postgres, signal.SIGCONT)
 
 
 @_fault("postgres restarted")
 async def postgres_restarted(place: Place) -> None:
-    await place.deployment.stop("postgres")
-    await place.deployment.start("postgres")
+    deployment = place.deployment
+    await deployment.stop(deployment.postgres)
+    await deployment.start(deployment.postgres)
 
 
 @_fault("postgres has no connection left")
@@ -215,7 +217,7 @@ async def postgres_full(place: Place) -> None:
     held: list[psycopg.Connection[object]] = []
 
     def fill() -> None:
-        conninfo = deployment.parts["postgres"].conninfo
+        conninfo = deployment.parts[deployment.postgres].conninfo
         with suppress(psycopg.Error), psycopg.connect(**conninfo, autocommit=True) as admin:
             with suppress(psycopg.Error):
                 while len(held) < MORE_CONNECTIONS:
@@ -246,9 +248,33 @@ async def postgres_lock(place: Place) -> None:
     await place.deployment.while_connected(lock, LOCK_SECONDS)
 
 
+@_fault("postgres fails over to its standby")
+async def postgres_failover(place: Place) -> None:
+    """The primary is lost for good. Its standby is a synchronous one, so it has all that was ever
+    acknowledged: one that is not may lose the last of it, which nobody here could mend."""
+    deployment = place.deployment
+    standby = await deployment.start_standby()
+    await place.wait(0.2, 1.0)
+    deployment.signal(deployment.postgres, signal.SIGKILL)
+    await place.wait(0.0, 0.5)
+    await deployment.sql(_PROMOTE, name=standby)
+    deployment.turn_to(standby)
+
+
+@_fault("postgres fails over, and its standby is promoted late")
+async def postgres_late_failover(place: Place) -> None:
+    """The servers are led to it while it can only be read."""
+    deployment = place.deployment
+    standby = await deployment.start_standby()
+    await place.wait(0.2, 1.0)
+    deployment.signal(deployment.postgres, signal.SIGKILL)
+    deployment.turn_to(standby)
+    await place.wait(1.0, 3.0)
+    await deployment.sql(_PROMOTE)
+
+
 @_fault("postgres read-only")
 async def postgres_read_only(place: Place) -> None:
-    """As a standby is that is promoted late."""
     deployment = place.deployment
     await deployment.sql("ALTER SYSTEM SET default_transaction_read_only = on")
     await deployment.sql("SELECT pg_reload_conf()")
