@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-stock test-tls test-h2 test-paths check format bench bench-peers faults docs constraints clean
+.PHONY: help install demo test test-stock test-tls test-h2 test-paths check format bench bench-peers faults faults-mutants docs constraints clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ bench: install ## side by side with its peers, about 25 minutes; BENCH=--quick f
 
 faults: install ## break everything under load and check the ledger; MINUTES=10, HOURS=1, FAULTS="--seed 7"
 	$(BIN)/python -m bench.faults --minutes $(or $(MINUTES),$(if $(HOURS),$$((60 * $(HOURS))),10)) $(FAULTS)
+
+faults-mutants: install ## take each safeguard out of the servers, and see that the campaign notices; five minutes
+	$(BIN)/python -m bench.faults.mutants
 
 bench-peers: ## what bench is compared with, besides pip's: nchan (Debian, as root) and better-sse (npm)
 	mkdir -p .bench/node

@@ -14,10 +14,12 @@ import trio
 
 from bench.faults.deployment import Deployment, open_deployment
 from bench.faults.faults import FAULTS, Place
-from bench.faults.ledger import Attempt, Ledger, Violation, check
+from bench.faults.ledger import SEEN_SECONDS, Attempt, Ledger, Violation, check, waits
 from bench.faults.people import Load
 from bench.statistics import percentile
 
+OPEN_SECONDS = 4.0
+"""For all pages to be open, and for the servers to count."""
 WARM_SECONDS = 4.0
 FAULT_SECONDS = 90.0
 """One that is not over then is a defect of the campaign."""
@@ -47,7 +49,18 @@ NOTICED_SECONDS = 1.0
 MANY_ATTEMPTS = 20_000
 """Among which one that is acknowledged is looked for."""
 END_SECONDS = 100.0
-"""For the last senders to be answered, and for everybody to see everything."""
+"""For the last senders to be answered."""
+LAST_USAGE_SECONDS = 12.0
+"""For visitors to leave, and for memory to come back."""
+LAST_LOOK_SECONDS = 5.0
+"""For those who were reconnecting just then, to see everything."""
+VALKEY = ("valkey", "one server")
+POSTGRES = ("postgres", "the way to postgres", "a channel's row")
+OURS = ("supervisor", "server", "disk", "worker", "issuer", "event", "file", "one server")
+"""Beginnings of the faults' names, by what they break. Only what breaks something else may come
+at the same time."""
+VISITS = 10
+"""After each fault: channels that somebody opens anew."""
 
 
 class Window(NamedTuple):
@@ -67,16 +80,35 @@ class Window(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Of all servers' processes."""
+    """Of all servers' processes, while all pages are open and nobody sends."""
 
-    descriptors: int
+    descriptors: float
+    tasks: float
+    connections: float
+    """To PostgreSQL."""
     megabytes: float
+
+    def leaks(self, before: "Usage") -> list[str]:
+        """What has grown by more than `MORE`."""
+        return [
+            f"{name} {was:.0f} -> {now:.0f}, at most {most:.0f} more"
+            for name, was, now, most in zip(self._fields, before, self, MORE, strict=True)
+            if not now - was <= most  # NaN is no answer
+        ]
+
+
+MORE = Usage(descriptors=24, tasks=30, connections=14, megabytes=120)
+"""At the end than at the beginning, of two servers together. Their pools may be full then, of 8
+connections each, and had two or three; a worker that has served holds what its channels said last
+and its code's memory, which the operating system does not get back."""
 
 
 class Outcome(NamedTuple):
     seed: int
     ledger: Ledger
     violations: list[Violation]
+    waited: list[float]
+    """Seconds from an acknowledgment to a stream that was there, faults aside; the least first."""
     windows: list[Window]
     times: dict[str, list["Times"]]
     before: Usage
@@ -88,6 +120,11 @@ class Outcome(NamedTuple):
     @property
     def faults(self) -> Counter[str]:
         return Counter(window.kind for window in self.windows)
+
+    @property
+    def leaks(self) -> list[str]:
+        """What the servers did not give back."""
+        return self.after.leaks(self.before)
 
     @property
     def defects(self) -> list[str]:
@@ -140,19 +177,25 @@ async def run_campaign(
         load = Load(deployment, ledger, seed=seed, rate=rate)
         place = Place(deployment, load, rng)
         async with trio.open_nursery() as pages, trio.open_nursery() as talkers:
-            load.run(pages, talkers)
+            load.open(pages)
+            await trio.sleep(OPEN_SECONDS)
+            before = await usage(deployment)
+            load.talk(talkers)
             await trio.sleep(WARM_SECONDS)
-            before = usage(deployment)
             windows = await _break(place, kinds, seconds, say)
             say("all is mended: the last sends, and what is still to be seen")
-            load.talking = False
+            load.stop()
             await _settle(talkers, load, deployment)
             for page in load.pages:
                 page.reader.caught_up = True
-            after = usage(deployment)
+            ledger.troubles = [(window.began, window.healed) for window in windows]
+            ledger.ended = load.now
+            after = await _usage_again(deployment, before)
             pages.cancel_scope.cancel()
             talkers.cancel_scope.cancel()
-        violations = check(ledger, await deployment.stored())
+        stored = await deployment.stored()
+    violations = check(ledger, stored)
+    waited = sorted(wait.seconds for wait in waits(ledger, stored) if wait.shown)
     complaints = await trio.to_thread.run_sync(_complaints, [node.log for node in deployment.nodes])
     attempts = sorted(
         (attempt for send in ledger.sends for attempt in send.attempts), key=lambda each: each.at
@@ -162,7 +205,7 @@ async def run_campaign(
         if window.alone:
             times[window.kind].append(_times(window, load, attempts))
     return Outcome(
-        seed, ledger, violations, windows, times, before, after, load.silences, complaints
+        seed, ledger, violations, waited, windows, times, before, after, load.silences, complaints
     )
 
 
@@ -186,6 +229,7 @@ async def _break(
         with trio.fail_after(FAULT_SECONDS):
             await FAULTS[kind](place)
         healed, ready = load.now, None
+        load.visit(VISITS)
         if alone:
             with trio.move_on_after(READY_SECONDS):
                 for node in place.deployment.nodes:
@@ -210,21 +254,22 @@ async def _break(
 
 def _may_meet(first: str, second: str) -> bool:
     """Two hands on the same part would undo each other's work, and show nothing of ours."""
-    parts = ("valkey", "postgres", "server", "issuer")
-    return not any(part in first and part in second for part in parts) and not (
-        _stops_a_server(first) and _stops_a_server(second)
+    return not any(
+        first.startswith(part) and second.startswith(part) for part in (VALKEY, POSTGRES, OURS)
     )
 
 
-def _stops_a_server(kind: str) -> bool:
-    return kind.startswith(("supervisor", "server", "disk", "worker", "issuer", "event", "file"))
-
-
 async def _settle(talkers: trio.Nursery, load: Load, deployment: Deployment) -> None:
-    """Until everybody was answered and has seen everything, or it takes too long."""
+    """Until everybody was answered and has seen everything, or it takes too long.
+
+    Nobody says anything more, and the streams of the quiet channels stay: what they have missed
+    has its full time, and nothing helps them to find it.
+    """
     with trio.move_on_after(END_SECONDS):
         while talkers.child_tasks:
             await trio.sleep(0.1)
+    await trio.sleep(SEEN_SECONDS + 1.0)
+    with trio.move_on_after(LAST_LOOK_SECONDS):
         heads = {number: len(rows) for number, rows in (await deployment.stored()).items()}
         while not all(
             page.live and (page.last or 0) == heads[page.reader.channel_id] for page in load.pages
@@ -232,14 +277,25 @@ async def _settle(talkers: trio.Nursery, load: Load, deployment: Deployment) -> 
             await trio.sleep(0.1)
 
 
-def usage(deployment: Deployment) -> Usage:
-    descriptors, memory = 0, 0.0
+async def usage(deployment: Deployment) -> Usage:
+    descriptors, memory, tasks, connections = 0, 0.0, 0.0, 0.0
     for node in deployment.nodes:
+        tasks += await node.gauge("sottovoce_tasks")
+        connections += await node.gauge("sottovoce_postgres_connections")
         for worker in node.workers():
             with suppress(psutil.NoSuchProcess):
                 descriptors += worker.num_fds()
                 memory += worker.memory_info().rss / 1e6
-    return Usage(descriptors, memory)
+    return Usage(descriptors, tasks, connections, memory)
+
+
+async def _usage_again(deployment: Deployment, before: Usage) -> Usage:
+    """Once it is what it was, or has had its time to be."""
+    with trio.move_on_after(LAST_USAGE_SECONDS):
+        while (found := await usage(deployment)).leaks(before):
+            await trio.sleep(0.5)
+        return found
+    return await usage(deployment)
 
 
 def _times(window: Window, load: Load, attempts: list[Attempt]) -> Times:
@@ -269,6 +325,8 @@ def _gaps(window: Window, load: Load) -> list[float]:
     """How long pages that lost their stream in the window were without one."""
     gaps = []
     for page in load.pages:
+        if page.node is not None:  # it waits for its own server
+            continue
         lost = None
         for session in page.reader.sessions:
             if lost is not None and session.live:

@@ -1,14 +1,23 @@
 """What was sent, what was answered, what was shown, what is stored: and whether that is right.
 
 Everything here is plain data and pure functions. A campaign fills a `Ledger`; `check` compares it
-with the rows of PostgreSQL, and knows nothing of faults: no fault excuses anything.
+with the rows of PostgreSQL. No fault excuses anything; only the time in which a message must have
+been shown stands still while one lasts.
 """
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import msgspec
 
+PAGE = 50
+"""The newest messages that a stream without a cursor begins with."""
+SEEN_SECONDS = 6.0
+"""From the acknowledgment to every stream that is there: what the fast path lost is looked for
+every four seconds, and a machine that starts servers meanwhile is slow."""
 UNKNOWN = 0
 """The status of an attempt that was never answered: its connection broke, or its time was over."""
 
@@ -88,12 +97,14 @@ class Reader(msgspec.Struct):
 
     Attributes:
         caught_up: it was online at the end: it must have seen all there is.
+        cursor: the number that it began after; None: it had none.
     """
 
     channel_id: int
     person: str
     sessions: list[Session] = []
     caught_up: bool = False
+    cursor: int | None = None
 
 
 class Stored(msgspec.Struct, array_like=True):
@@ -105,10 +116,17 @@ class Stored(msgspec.Struct, array_like=True):
 
 
 class Ledger(msgspec.Struct):
-    """Everything that the clients saw."""
+    """Everything that the clients saw.
+
+    Attributes:
+        troubles: when something was broken, (began, mended) each, in any order.
+        ended: when everybody was sent home; 0: not yet.
+    """
 
     sends: list[Send] = []
     readers: list[Reader] = []
+    troubles: list[tuple[float, float]] = []
+    ended: float = 0.0
 
     @property
     def deliveries(self) -> int:
@@ -119,8 +137,8 @@ class Violation(NamedTuple):
     """A broken promise.
 
     Attributes:
-        kind: lost, doubled, reordered, leaked, refused (and stored all the same), forged
-            (nobody sent it).
+        kind: lost, late (a stream was there and was not shown it in time), doubled, reordered,
+            leaked, refused (and stored all the same), forged (nobody sent it).
     """
 
     kind: str
@@ -137,10 +155,15 @@ def check(ledger: Ledger, stored: Mapping[int, Sequence[Stored]]) -> list[Violat
     Args:
         stored: each channel's rows, in the order of their numbers.
     """
+    first = {
+        send.key: min((each.at for each in send.attempts), default=math.inf)
+        for send in ledger.sends
+    }
     return [
         *_check_rows(stored),
         *_check_sends(ledger.sends, stored),
-        *(wrong for reader in ledger.readers for wrong in _check_reader(reader, stored)),
+        *(wrong for reader in ledger.readers for wrong in _check_reader(reader, stored, first)),
+        *_check_times(ledger, stored),
     ]
 
 
@@ -183,9 +206,15 @@ def _check_sends(
             yield Violation("forged", f"channel {channel_id}", f"nobody sent {key}")
 
 
-def _check_reader(reader: Reader, stored: Mapping[int, Sequence[Stored]]) -> Iterator[Violation]:
+def _check_reader(
+    reader: Reader, stored: Mapping[int, Sequence[Stored]], sent: Mapping[str, float]
+) -> Iterator[Violation]:
+    """
+    Args:
+        sent: of keys: when the first attempt was made.
+    """
     rows = stored.get(reader.channel_id, ())
-    last: int | None = None
+    last = reader.cursor
     for number, session in enumerate(reader.sessions):
         where = f"channel {reader.channel_id}, {reader.person}, connection {number}"
         if session.cursor != last:
@@ -199,6 +228,8 @@ def _check_reader(reader: Reader, stored: Mapping[int, Sequence[Stored]]) -> Ite
                 continue
             if last is not None and shown.seq != last + 1:
                 yield _out_of_step(where, shown.seq, last)
+            if last is None and not _may_begin(shown, rows, sent):
+                yield Violation("lost", where, f"began at {shown.seq}, with less than a page")
             last = shown.seq
             row = rows[shown.seq - 1] if 0 < shown.seq <= len(rows) else None
             if row is None:
@@ -218,3 +249,114 @@ def _out_of_step(where: str, seq: int, last: int) -> Violation:
     if seq < last:
         return Violation("reordered", where, f"showed {seq} after {last}")
     return Violation("lost", where, f"showed {seq} after {last}: {seq - last - 1} are missing")
+
+
+def _may_begin(shown: Shown, rows: Sequence[Stored], sent: Mapping[str, float]) -> bool:
+    """Whether what a stream without a cursor is shown may begin here: at the first message of
+    all, or a full page before one that somebody had sent by then."""
+    newest = shown.seq + PAGE - 1
+    if shown.seq <= 1:
+        return True
+    return newest <= len(rows) and sent.get(rows[newest - 1].key, math.inf) <= shown.at
+
+
+class Wait(NamedTuple):
+    """A message and a stream that was there, or came, after its acknowledgment.
+
+    Attributes:
+        connection: of the reader, which one.
+        since: when both were there.
+        seconds: from then until it was shown, or until the connection was over; those in which
+            something was broken are not counted.
+        shown: on this connection.
+    """
+
+    reader: Reader
+    connection: int
+    seq: int
+    since: float
+    seconds: float
+    shown: bool
+
+    @property
+    def late(self) -> bool:
+        return self.seconds > SEEN_SECONDS
+
+
+def waits(ledger: Ledger, stored: Mapping[int, Sequence[Stored]]) -> Iterator[Wait]:
+    """Of every acknowledged message and every stream that it was owed to."""
+    untroubled = _Untroubled(ledger.troubles)
+    acknowledged = {
+        send.key: min((each.at + each.took for each in send.acknowledged), default=math.inf)
+        for send in ledger.sends
+    }
+    times = {
+        channel_id: [acknowledged.get(row.key, math.inf) for row in rows]
+        for channel_id, rows in stored.items()
+    }
+    for reader in ledger.readers:
+        known = times.get(reader.channel_id, [])
+        soonest = list(accumulate(reversed(known), min))[::-1]
+        """Of each and all after it: numbers are given in nearly the order of their times."""
+        for number, session in enumerate(reader.sessions):
+            if not session.live:
+                continue
+            ended = session.ended or ledger.ended
+            seen = {shown.seq: shown.at for shown in session.shown}
+            for seq in range(_owed_from(session, len(known)), len(known) + 1):
+                if soonest[seq - 1] >= ended:
+                    break
+                since = max(known[seq - 1], session.live)
+                if since < ended:
+                    seconds = untroubled.between(since, seen.get(seq, ended))
+                    yield Wait(reader, number, seq, since, seconds, seq in seen)
+
+
+def _owed_from(session: Session, count: int) -> int:
+    """The first number of `count` that a connection is owed."""
+    if session.resets:
+        after = session.shown[session.resets[-1] :]
+        return after[0].seq if after else count + 1
+    if session.cursor is not None:
+        return session.cursor + 1
+    return session.shown[0].seq if session.shown else max(1, count - PAGE + 1)
+
+
+def _check_times(ledger: Ledger, stored: Mapping[int, Sequence[Stored]]) -> Iterator[Violation]:
+    for wait in waits(ledger, stored):
+        if wait.late:
+            reader = wait.reader
+            where = f"channel {reader.channel_id}, {reader.person}, connection {wait.connection}"
+            how = "shown after" if wait.shown else "not shown for"
+            yield Violation(
+                "late",
+                where,
+                f"{wait.seq}, there at {wait.since:.1f} s, was {how} {wait.seconds:.1f} s",
+            )
+
+
+class _Untroubled:
+    """Measures time, and stands still while something is broken."""
+
+    def __init__(self, troubles: Sequence[tuple[float, float]]) -> None:
+        self._begins: list[float] = []
+        self._ends: list[float] = []
+        self._before: list[float] = []
+        """Of each: the troubled seconds before it."""
+        for began, ended in sorted(troubles):
+            if self._ends and began <= self._ends[-1]:
+                self._ends[-1] = max(ended, self._ends[-1])
+            else:
+                past = self._ends[-1] - self._begins[-1] + self._before[-1] if self._ends else 0.0
+                self._begins.append(began)
+                self._ends.append(ended)
+                self._before.append(past)
+
+    def between(self, begin: float, end: float) -> float:
+        return max(0.0, self._at(end) - self._at(begin))
+
+    def _at(self, time: float) -> float:
+        last = bisect_right(self._begins, time) - 1
+        if last < 0:
+            return time
+        return time - self._before[last] - (min(time, self._ends[last]) - self._begins[last])

@@ -1,13 +1,15 @@
 """What a campaign showed, in tables; and whether it was fast enough."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-from bench.faults.campaign import Outcome, Times
-from bench.statistics import median
+from bench.faults.campaign import Outcome, Times, Usage
+from bench.faults.ledger import SEEN_SECONDS
+from bench.statistics import median, percentile
 
 
 class Limit(NamedTuple):
@@ -114,19 +116,32 @@ def show(outcome: Outcome, console: Console) -> None:
         f"deliveries {ledger.deliveries} over "
         f"{sum(len(reader.sessions) for reader in ledger.readers)} connections"
     )
+    if waited := outcome.waited:
+        console.print(
+            f"acknowledged, and shown on streams that were there, faults aside: p99 "
+            f"{percentile(waited, 0.99):.3f} s, worst {waited[-1]:.3f} s "
+            f"(at most {SEEN_SECONDS:.0f})"
+        )
     before, after = outcome.before, outcome.after
     console.print(
-        f"servers before and after: {before.descriptors} and {after.descriptors} descriptors, "
-        f"{before.megabytes:.0f} and {after.megabytes:.0f} MB; "
-        f"{outcome.silences} times no heartbeat came"
+        "servers before -> after: "
+        + ", ".join(
+            f"{name} {was:.0f} -> {now:.0f}"
+            for name, was, now in zip(Usage._fields, before, after, strict=True)
+        )
+        + f"; {outcome.silences} times no heartbeat came"
     )
+    for leak in outcome.leaks:
+        console.print(f"LEAK {leak}")
     said = ", ".join(f"{event} {count}" for event, count in outcome.complaints.most_common())
     console.print(f"in the servers' logs: {said or 'no warning'}")
     if outcome.defects:
         console.print(f"DEFECTS of ours: {', '.join(outcome.defects)}")
     for violation in outcome.violations[:20]:
         console.print(f"VIOLATION {violation}")
-    console.print(f"violations: {len(outcome.violations)}")
+    kinds = Counter(violation.kind for violation in outcome.violations)
+    each = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+    console.print(f"violations: {len(outcome.violations)}" + (f" ({each})" if each else ""))
 
 
 def _worst(times: Sequence[Times], index: int) -> str:

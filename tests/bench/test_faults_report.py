@@ -1,17 +1,19 @@
 """The campaign's tables: a time over its limit is said, and what was not measured is not judged."""
 
 import io
+import math
 from collections import Counter
 
 import pytest
 from rich.console import Console
 
-from bench.faults.campaign import Outcome, Times, Usage, Window
+from bench.faults.campaign import MORE, Outcome, Times, Usage, Window
 from bench.faults.faults import FAULTS
 from bench.faults.ledger import Ledger, Violation
 from bench.faults.report import LIMITS, rows, show
 
 GOOD = Times(same=0.01, other=0.02, answer=0.05, sends_back=0.1, streams_back=0.5, ready_back=1.0)
+USAGE = Usage(descriptors=100, tasks=200, connections=4, megabytes=200.0)
 NOTHING = Times(None, None, None, None, None, None)
 
 
@@ -20,10 +22,11 @@ def outcome(times: dict[str, list[Times]], *violations: Violation) -> Outcome:
         seed=7,
         ledger=Ledger(),
         violations=list(violations),
+        waited=[0.01, 0.02],
         windows=[Window(kind, 1.0, 2.0, True, 3.0) for kind in times for _ in times[kind]],
         times=times,
-        before=Usage(10, 100.0),
-        after=Usage(10, 100.0),
+        before=USAGE,
+        after=USAGE,
         silences=0,
         complaints=Counter({"dependency_down": 2}),
     )
@@ -82,9 +85,19 @@ def test_a_defect_of_ours_is_told_from_a_broken_part():
     assert "DEFECTS of ours: task_failed" in text.getvalue()
 
 
+@pytest.mark.parametrize("name", Usage._fields)
+@pytest.mark.parametrize("more", [1.01, math.nan])
+def test_what_the_servers_keep_is_said(name: str, more: float):
+    found = outcome({"valkey killed": [GOOD]})
+    at_most = getattr(USAGE, name) + getattr(MORE, name)
+    assert found._replace(after=USAGE._replace(**{name: at_most})).leaks == []
+    (leak,) = found._replace(after=USAGE._replace(**{name: at_most * more})).leaks
+    assert leak.startswith(name)
+
+
 def test_violations_are_shown():
     text = io.StringIO()
     found = outcome({"valkey killed": [GOOD]}, Violation("lost", "channel 1", "gone"))
     show(found, Console(file=text, width=160))
     assert "VIOLATION lost: channel 1: gone" in text.getvalue()
-    assert "violations: 1" in text.getvalue()
+    assert "violations: 1 (lost 1)" in text.getvalue()

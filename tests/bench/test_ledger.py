@@ -5,6 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from bench.faults.ledger import (
+    PAGE,
+    SEEN_SECONDS,
     UNKNOWN,
     Attempt,
     Ledger,
@@ -14,6 +16,7 @@ from bench.faults.ledger import (
     Shown,
     Stored,
     check,
+    waits,
 )
 
 Stores = dict[int, list[Stored]]
@@ -64,9 +67,10 @@ def test_what_nobody_promised_is_no_violation():
         Send(1, "therapist", "refused", [Attempt(1.0, 0.1, 403, 0)]),
     ]
     ledger.readers += [
-        Reader(1, "away", [Session(0, None, 0.0, shown=[shown(2), shown(3)])]),
-        Reader(1, "reset", [Session(0, None, 0.0, shown=[shown(2), shown(4)], resets=[1])]),
-        Reader(1, "reset and cut", [Session(0, None, 0.0, shown=[shown(2)], resets=[1])] * 2),
+        Reader(1, "away", [Session(0, None, 0.0, shown=[shown(1), shown(2)])]),
+        Reader(1, "reset", [Session(0, None, 0.0, shown=[shown(1), shown(1)], resets=[1])]),
+        Reader(1, "reset and cut", [Session(0, None, 0.0, shown=[shown(1)], resets=[1])] * 2),
+        Reader(1, "with a cursor", [Session(0, 3, 0.0, shown=[shown(4)])], cursor=3),
     ]
     assert check(ledger, stored) == []
 
@@ -122,6 +126,14 @@ def forget_the_cursor(ledger: Ledger, stored: Stores) -> None:
     ledger.readers[0].sessions[1].cursor = None
 
 
+def begin_in_the_middle(ledger: Ledger, stored: Stores) -> None:
+    ledger.readers.append(Reader(1, "fresh", [Session(0, None, 0.0, shown=[shown(4), shown(5)])]))
+
+
+def begin_after_the_cursor(ledger: Ledger, stored: Stores) -> None:
+    ledger.readers.append(Reader(1, "old", [Session(0, 2, 0.0, shown=[shown(4)])], cursor=2))
+
+
 def show_twice(ledger: Ledger, stored: Stores) -> None:
     ledger.readers[0].sessions[0].shown.insert(1, shown(1))
 
@@ -154,6 +166,8 @@ LIES: list[tuple[Callable[[Ledger, Stores], None], str]] = [
     (skip_one_at_the_resume, "lost"),
     (miss_the_last, "lost"),
     (forget_the_cursor, "lost"),
+    (begin_in_the_middle, "lost"),
+    (begin_after_the_cursor, "lost"),
     (store_twice, "doubled"),
     (acknowledge_twice, "doubled"),
     (show_twice, "doubled"),
@@ -172,3 +186,73 @@ def test_a_lie_is_caught(lie: Callable[[Ledger, Stores], None], kind: str):
     ledger, stored = truth()
     lie(ledger, stored)
     assert kind in {violation.kind for violation in check(ledger, stored)}
+
+
+def test_a_page_without_a_cursor_may_begin_later_once_it_is_full():
+    """The newest 50 of 60; but not 50 of which one was sent only afterwards."""
+    ledger = Ledger([send(seq) for seq in range(1, 61)])
+    stored = {1: [Stored(seq, f"m1-{seq}", f"k1-{seq}") for seq in range(1, 61)]}
+    page = [shown(seq) for seq in range(60 - PAGE + 1, 61)]
+    ledger.readers = [Reader(1, "fresh", [Session(0, None, 0.0, shown=page)])]
+    assert check(ledger, stored) == []
+    ledger.sends[-1].attempts[0].at = 1.5
+    assert [violation.kind for violation in check(ledger, stored)] == ["lost"]
+
+
+# Acknowledged at 1.01 s. What is there until then and is not shown it is judged by its own clock.
+
+AT = 1.01
+LATE = AT + SEEN_SECONDS + 0.1
+
+
+def quiet(*sessions: Session, ended: float = 60.0) -> tuple[Ledger, Stores]:
+    """One message, and a reader who was there or came."""
+    ledger = Ledger([send(1)], [Reader(1, "prospect", list(sessions))], ended=ended)
+    return ledger, {1: [Stored(1, "m1-1", "k1-1")]}
+
+
+def seen(at: float) -> Shown:
+    return Shown(at, 1, 1, "m1-1", "k1-1")
+
+
+@pytest.mark.parametrize(
+    "sessions",
+    [
+        [Session(0, None, 0.0, 0.1, shown=[seen(AT - 0.005)])],
+        [Session(0, None, 0.0, 0.1, shown=[seen(LATE - 0.2)])],
+        [Session(0, None, 0.0, 0.1, LATE - 0.2), Session(0, None, 9.0, 9.1, shown=[seen(9.2)])],
+        [Session(0, None, 0.0, 0.0, LATE)],  # never told that it was connected
+    ],
+    ids=["at once", "just in time", "cut before, and shown then", "never there"],
+)
+def test_in_time_or_not_there(sessions: list[Session]):
+    assert check(*quiet(*sessions)) == []
+
+
+@pytest.mark.parametrize(
+    "sessions",
+    [
+        [Session(0, None, 0.0, 0.1, shown=[seen(LATE)])],
+        [Session(0, None, 0.0, 0.1)],
+        [Session(0, None, 0.0, 0.1, LATE), Session(0, None, 9.0, 9.1, shown=[seen(9.2)])],
+        [Session(0, None, 20.0, 20.1, shown=[seen(20.2 + SEEN_SECONDS)])],
+    ],
+    ids=["late", "never", "only after it came back", "who came later"],
+)
+def test_a_stream_that_is_there_is_shown_it_in_time(sessions: list[Session]):
+    assert [violation.kind for violation in check(*quiet(*sessions))] == ["late"]
+
+
+def test_the_clock_stands_still_while_something_is_broken():
+    ledger, stored = quiet(Session(0, None, 0.0, 0.1, shown=[seen(LATE + 4.0)]))
+    ledger.troubles = [(3.0, 5.0), (2.0, 4.0), (6.0, 6.5), (6.1, 6.2), (100.0, 200.0)]
+    (wait,) = waits(ledger, stored)
+    assert wait.seconds == pytest.approx(SEEN_SECONDS + 0.6)
+    ledger.troubles.append((0.0, 2.0))
+    assert check(ledger, stored) == []
+
+
+def test_what_was_never_acknowledged_has_no_time():
+    ledger, stored = quiet(Session(0, None, 0.0, 0.1))
+    ledger.sends[0].attempts = [Attempt(1.0, 8.0, UNKNOWN, 0)]
+    assert check(ledger, stored) == []

@@ -10,7 +10,7 @@ from bench.faults.faults import FAULTS
 pytestmark = pytest.mark.once
 
 SEED = 20261123
-SECONDS = 60.0
+SECONDS = 50.0
 TAKE_LONG = {"a channel's row locked for 10 s"}
 """Left to the long one."""
 
@@ -24,5 +24,6 @@ async def test_nothing_is_lost_doubled_reordered_or_leaked_whatever_breaks(servi
     )
     assert [str(violation) for violation in outcome.violations] == []
     assert outcome.defects == []
+    assert outcome.leaks == []
     assert outcome.faults.total() >= 10
     assert outcome.ledger.deliveries >= 2000
