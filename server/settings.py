@@ -42,7 +42,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str, About("`true`", "exactly `true` turns the chat on; else every chat endpoint is 404")
     ] = setting("NEXT_PUBLIC_ENABLE_CHAT_FEATURE", "")
     redis_url: Annotated[
-        Secret, About("URL", "`redis://`, `rediss://`, or `redis-sentinel://host,host/0#name`")
+        Secret,
+        About(
+            "URL",
+            "`redis://`, `rediss://`, `redis-sentinel://host,host/0#name` or "
+            "`redis-cluster://host,host`",
+        ),
     ] = setting("UPSTASH_REDIS_URL")
     db_host: Annotated[Text, About("host", "a name, an address or a Unix socket's folder")] = (
         setting("DB_HOST")

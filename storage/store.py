@@ -5,6 +5,7 @@ import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -43,9 +44,10 @@ from storage.postgres.connection import Row
 from storage.postgres.pool import Pool
 from storage.redis import Keys
 from storage.redis.client import open_client
+from storage.redis.cluster import Cluster, ClusterFeed, ClusterMessages
 from storage.redis.feed import Feed
 from storage.redis.recent import RecentMessages, Write
-from storage.redis.url import close_async
+from storage.redis.url import close_async, is_cluster
 
 log = structlog.get_logger("storage")
 
@@ -170,27 +172,32 @@ class Store:
         self.over = trio.Event()
         """Set when another epoch has begun: this store is to be closed, for another one."""
         self._bridge = bridge
-        self._client = open_client(config.redis_url)
         self._keys = keys = Keys(config.conninfo)
-        self._recent = RecentMessages(
-            bridge,
-            self._client,
-            keys,
-            breaker=self.redis,
-            size=config.history_size,
-            ttl=config.history_ttl_seconds,
-            seconds=REDIS_SECONDS,
-            hears=lambda channel_id: self.feed.hears(channel_id),
-        )
-        self.feed = Feed(
-            bridge,
-            self._client,
-            keys,
-            breaker=self.redis,
-            on_records=deliver,
-            on_evicted=lambda evictions: self.on_evicted(evictions),
-            on_missed=lambda: self.on_missed(),
-        )
+        limits: dict[str, Any] = {
+            "size": config.history_size,
+            "ttl": config.history_ttl_seconds,
+            "seconds": REDIS_SECONDS,
+        }
+        listeners: dict[str, Any] = {
+            "on_records": deliver,
+            "on_evicted": lambda evictions: self.on_evicted(evictions),
+            "on_missed": lambda: self.on_missed(),
+        }
+        self._recent: RecentMessages | ClusterMessages
+        self.feed: Feed | ClusterFeed
+        if is_cluster(config.redis_url):
+            cluster = Cluster(bridge, config.redis_url, keys, breaker=self.redis)
+            self._recent = ClusterMessages(cluster, keys, **limits)
+            self.feed = ClusterFeed(cluster, keys, **listeners)
+            self._close_redis = cluster.aclose
+        else:
+            client = open_client(config.redis_url)
+            feed = Feed(bridge, client, keys, breaker=self.redis, **listeners)
+            self._recent = RecentMessages(
+                bridge, client, keys, breaker=self.redis, hears=feed.hears, **limits
+            )
+            self.feed = feed
+            self._close_redis = partial(close_async, client)
         self.audit = AuditTrail(self._pool)
         self._writes: list[Write] = []
         self._writes_waiting = trio.Event()
@@ -264,7 +271,7 @@ class Store:
             ChannelGone
         """
         size = size or self._config.history_size
-        if recent and self.redis.up:
+        if recent and self._recent.serves(channel_id):
             try:
                 records = await self._recents.submit(channel_id, seconds=REDIS_SECONDS)
                 if page := prove(records, after=after, head=head, size=size):
@@ -502,7 +509,7 @@ class Store:
     # Redis, after the fact
 
     def _write_later(self, write: Write) -> None:
-        if not self.redis.up or len(self._writes) >= MAX_REDIS_WRITES:
+        if not self._recent.serves(write[0]) or len(self._writes) >= MAX_REDIS_WRITES:
             REDIS_WRITES_DROPPED.inc(len(write[1]))
             return
         self._writes.append(write)
@@ -570,7 +577,7 @@ class Store:
     async def _close(self) -> None:
         self._pool.close()
         with trio.move_on_after(REDIS_CLOSE_SECONDS, shield=True), suppress(RedisError, OSError):
-            await self._bridge.run(close_async, self._client)
+            await self._bridge.run(self._close_redis)
 
 
 @asynccontextmanager

@@ -30,6 +30,7 @@ from server.cli.token import sign
 from server.logs import configure_logging
 from server.settings import Settings, SettingsError, load_settings
 from storage.postgres.migrate import MigrationError, pending
+from storage.redis.evictions import command
 from storage.redis.url import connected
 
 CHECK_SECONDS = 5.0
@@ -260,7 +261,8 @@ class Doctor:
             client.set(key, "1", ex=10)
             if client.getdel(key) != b"1":
                 raise Fault("what is written cannot be read", "is it a proxy? Name the server")
-            client.publish("sottovoce:doctor", "1")
+            words = (command(self._target.redis_url), "sottovoce:doctor", "1")
+            client.execute_command(*words)  # type: ignore[no-untyped-call]
             try:
                 policy = client.config_get("maxmemory-policy").get("maxmemory-policy", "unknown")
             except redis.exceptions.ResponseError:  # hosted ones do not tell

@@ -13,7 +13,7 @@ from server.cli.ready import NotRunning, read_ready
 from server.settings import SettingsError, load_settings
 from storage.contract import Eviction, StoreUnavailable
 from storage.redis import Keys
-from storage.redis.evictions import publish_eviction
+from storage.redis.evictions import command, publish_eviction
 
 # Only the names of the database and of Redis are used.
 _NOT_NEEDED = {
@@ -46,7 +46,7 @@ def evict(
     except StoreUnavailable:
         typer.echo("sottovoce: Redis cannot be reached: nobody was told", err=True)
         raise typer.Exit(1) from None
-    typer.echo(f"PUBLISH {keys.control.decode()} {eviction.encode().decode()}")
+    typer.echo(f"{command(redis_url)} {keys.control.decode()} {eviction.encode().decode()}")
     typer.echo(f"heard by {heard} workers", err=True)
 
 

@@ -10,7 +10,8 @@ from PostgreSQL only, some seconds later.
 - `sottovoce:<database>:{42}:live`: pub/sub channel, the same bytes
 - `sottovoce:<database>:control`: pub/sub channel that every worker hears; JSON, an `Eviction`
 
-The braces keep a channel's two on one node of a cluster. In an epoch other than 0 theirs begin with
+In a cluster the pub/sub channels are sharded ones (Valkey's cluster specification, "Pub/Sub"). The
+braces, its hash tag, keep a channel's two in one slot. In an epoch other than 0 theirs begin with
 `sottovoce:<database>:<epoch>:`, so nothing is read there of a future that was restored away.
 """
 
@@ -35,6 +36,10 @@ class Keys:
         self._prefix = b"sottovoce:%b:{" % self._database
         if epoch:
             self._prefix = b"sottovoce:%b:%d:{" % (self._database, epoch)
+
+    def probe_for(self, number: int) -> bytes:
+        """One of many probes, which are in many slots."""
+        return b"%b:{%d}" % (self.probe, number)
 
     def recent(self, channel_id: int) -> bytes:
         return b"%b%d}:recent" % (self._prefix, channel_id)

@@ -1,4 +1,4 @@
-"""redis-py's client, as it is used here: no clock but ours (`trio.fail_after` around each call)
+"""redis-py's clients, as they are used here: no clock but ours (`trio.fail_after` around each call)
 limits a call, and it is tried again once, within its time."""
 
 from importlib.resources import files
@@ -7,34 +7,68 @@ from typing import Any
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.event import EventDispatcher
 
 from protocol.confidential import Secret
-from storage.redis.url import open_async
+from storage.redis.url import open_async, open_cluster, open_node
 
 MAX_CONNECTIONS = 8
 """Enough: a batch that is read, one that is written, a probe, the feed; and one of each that
 was given up and is not closed yet."""
+NODE_SECONDS = 0.5
+"""For one node's word of which node has which slot: the next one is asked then."""
+
+_OPTIONS: dict[str, Any] = {
+    "health_check_interval": 0,
+    "protocol": 2,  # what we ask has no other answers in RESP3, and HELLO would be one trip more
+    "max_connections": MAX_CONNECTIONS,
+    "client_name": "sottovoce",
+    "driver_info": None,
+}
+_UNLIMITED: dict[str, Any] = {
+    "socket_timeout": None,
+    "socket_connect_timeout": None,
+    # Once, on a new connection: an idle one may have been reset, which the driver finds out by
+    # using it. All that we ask may be done twice.
+    "retry": Retry(NoBackoff(), 1),
+}
 
 
 def open_client(url: Secret) -> "redis.asyncio.Redis":
     """A client, which connects when it is first asked. A call that is cancelled closes its
     connection, so no answer can meet another question."""
-    return open_async(
+    return open_async(url, **_OPTIONS, **_UNLIMITED)
+
+
+def open_node_client(url: Secret, host: str, port: int) -> "redis.asyncio.Redis":
+    """The same for one node of a cluster: for pub/sub, which has connections of its own."""
+    return open_node(url, host, port, **_OPTIONS, **_UNLIMITED)
+
+
+def open_cluster_client(url: Secret, events: EventDispatcher) -> "redis.asyncio.RedisCluster":
+    """A cluster's client, for commands. It follows a slot that has moved, and does nothing else
+    unasked: redis-py would close the connections to all nodes for the failure of one.
+
+    Args:
+        events: is told when it learned which node has which slot.
+    """
+    return open_cluster(
         url,
-        socket_timeout=None,
-        socket_connect_timeout=None,
-        # Once, on a new connection: an idle one may have been reset, which the driver finds out by
-        # using it. All that we ask may be done twice.
-        retry=Retry(NoBackoff(), 1),
-        health_check_interval=0,
-        protocol=2,  # what we ask has no other answers in RESP3, and HELLO would be one trip more
-        max_connections=MAX_CONNECTIONS,
-        client_name="sottovoce",
-        driver_info=None,
+        **_OPTIONS,
+        socket_timeout=NODE_SECONDS,
+        socket_connect_timeout=NODE_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+        reinitialize_steps=0,
+        require_full_coverage=False,  # what is covered goes on
+        event_dispatcher=events,
     )
 
 
 def load_script(client: "redis.asyncio.Redis", name: str) -> Any:
     """A script of this folder, called as `script(keys, args)`: by its digest, and with its text
     where Redis does not have it (any more)."""
-    return client.register_script((files("storage.redis") / f"{name}.lua").read_bytes())
+    return client.register_script(script_text(name))
+
+
+def script_text(name: str) -> bytes:
+    return (files("storage.redis") / f"{name}.lua").read_bytes()

@@ -1,6 +1,7 @@
 """How an eviction is published, by whoever changes what somebody may do.
 
-The main application does the same with one command: `PUBLISH <control channel> <JSON>`.
+The main application does the same with one command, which is `SPUBLISH` in a cluster:
+`PUBLISH <control channel> <JSON>`.
 """
 
 from redis.exceptions import RedisError
@@ -8,17 +9,22 @@ from redis.exceptions import RedisError
 from protocol.confidential import Secret
 from storage.contract import Eviction, StoreUnavailable
 from storage.redis import Keys
-from storage.redis.url import connected
+from storage.redis.url import connected, is_cluster
 
 SECONDS = 3.0
 """For connecting, and for the answer."""
+
+
+def command(url: Secret) -> str:
+    """What publishes there."""
+    return "SPUBLISH" if is_cluster(url) else "PUBLISH"
 
 
 def publish_eviction(url: Secret, keys: Keys, eviction: Eviction) -> int:
     """Tell every worker; blocks.
 
     Returns:
-        How many workers heard it. In a cluster Redis counts those of one node only.
+        How many workers heard it; in a cluster, of those that listen at the primary, as a rule all.
 
     Raises:
         StoreUnavailable: Redis was not told.
@@ -26,6 +32,7 @@ def publish_eviction(url: Secret, keys: Keys, eviction: Eviction) -> int:
     options = {"socket_timeout": SECONDS, "socket_connect_timeout": SECONDS}
     try:
         with connected(url, protocol=2, **options) as client:
-            return int(client.publish(keys.control, eviction.encode()))
+            words = (command(url), keys.control, eviction.encode())
+            return int(client.execute_command(*words))  # type: ignore[no-untyped-call]
     except (RedisError, OSError):
         raise StoreUnavailable from None

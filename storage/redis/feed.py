@@ -160,8 +160,7 @@ class Feed:
     async def _serve_connection(self) -> None:
         pubsub = self._client.pubsub()
         try:
-            # First of all: the driver connects when it subscribes.
-            await self._tell(pubsub, pubsub.subscribe, [self._keys.control])
+            await self._connect(pubsub)
             self._heard = trio.current_time()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._bridge.run, self._read, pubsub)
@@ -176,6 +175,16 @@ class Feed:
         finally:
             with trio.move_on_after(CLOSE_SECONDS, shield=True), suppress(RedisError, OSError):
                 await self._bridge.run(pubsub.aclose)
+
+    async def _connect(self, pubsub: PubSub) -> None:
+        """First of all: the driver connects when it subscribes."""
+        await self._tell(pubsub, pubsub.subscribe, [self._keys.control])
+
+    async def _subscribe(self, pubsub: PubSub, channel_ids: list[int]) -> None:
+        await self._tell(pubsub, pubsub.subscribe, map(self._keys.live, channel_ids))
+
+    async def _unsubscribe(self, pubsub: PubSub, channel_ids: list[int]) -> None:
+        await self._tell(pubsub, pubsub.unsubscribe, map(self._keys.live, channel_ids))
 
     async def _read(self, pubsub: PubSub) -> None:
         """Asyncio-flavoured: one task reads for as long as the connection lives.
@@ -231,11 +240,9 @@ class Feed:
             pending, self._pending = list(self._pending), set()
             dropped, self._dropped = list(self._dropped), set()
             for start in range(0, len(pending), MAX_SUBSCRIBE):
-                part = pending[start : start + MAX_SUBSCRIBE]
-                await self._tell(pubsub, pubsub.subscribe, map(self._keys.live, part))
+                await self._subscribe(pubsub, pending[start : start + MAX_SUBSCRIBE])
             for start in range(0, len(dropped), MAX_SUBSCRIBE):
-                part = dropped[start : start + MAX_SUBSCRIBE]
-                await self._tell(pubsub, pubsub.unsubscribe, map(self._keys.live, part))
+                await self._unsubscribe(pubsub, dropped[start : start + MAX_SUBSCRIBE])
             if first:
                 first = False
                 self.connected = True

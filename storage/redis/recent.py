@@ -3,8 +3,7 @@
 A script is one command with one answer, whatever its batch: redis-py takes as much time for an
 answer of one number as for one of a hundred channels, which hiredis parses in C.
 
-In a Redis Cluster the keys of one script must be of one slot. Ours name their channel in braces,
-so a cluster's client has to split a batch by slot, and ask the nodes side by side.
+In a Redis Cluster the keys of one script must be of one slot: see `cluster`.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,7 +13,7 @@ import redis.asyncio
 import structlog
 import trio
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from storage.breaker import Breaker, Event
 from storage.bridge import Bridge
@@ -63,6 +62,10 @@ class RecentMessages:
         self._ttl = ttl
         self._seconds = seconds
 
+    def serves(self, channel_id: int) -> bool:  # noqa: ARG002
+        """Whether it is worth asking for a channel. Plain."""
+        return self._breaker.up
+
     async def read(self, channel_ids: Sequence[int]) -> list[list[Record]]:
         """What Redis has of each channel, by sequence number; proves nothing.
 
@@ -72,7 +75,7 @@ class RecentMessages:
         self._breaker.check()
         keys = [self._keys.recent(channel_id) for channel_id in channel_ids]
         answers = await self._execute("read", self._read, keys)
-        return [_decode(raw) for raw in answers]
+        return [decode_records(raw) for raw in answers]
 
     async def write(self, writes: Sequence[Write]) -> None:
         """Add messages to their sets, trim, and publish: in order, one script.
@@ -84,13 +87,14 @@ class RecentMessages:
             StoreUnavailable: Redis is down, hangs or refuses; some of it may have been done.
         """
         self._breaker.check()
-        keys = [self._keys.recent(channel_id) for channel_id, _, _ in writes]
-        args: list[bytes | int] = [self._size, self._ttl]
-        for channel_id, records, publish in writes:
-            live = self._keys.live(channel_id) if publish else b""
-            args += (live, int(publish and self._hears(channel_id)), len(records))
-            for record in records:
-                args += (record.seq, record.encode())
+        keys, args = write_arguments(
+            writes,
+            keys=self._keys,
+            size=self._size,
+            ttl=self._ttl,
+            publish=b"PUBLISH",
+            hears=self._hears,
+        )
         await self._execute("write", self._write, keys, args)
 
     async def probe(self) -> bool:
@@ -104,23 +108,59 @@ class RecentMessages:
     async def _execute(
         self, operation: str, call: Callable[..., Awaitable[Any]], *args: Any
     ) -> Any:
-        REDIS_ROUND_TRIPS.labels(operation).inc()
-        try:
-            with REDIS_SECONDS.labels(operation).time(), trio.fail_after(self._seconds):
-                answer: Any = await self._bridge.run(call, *args)
-        except (RedisError, OSError, trio.TooSlowError) as error:
-            refused = isinstance(error, (RedisConnectionError, OSError))
-            # It may be read and not written: between failed writes a read always succeeds.
-            refused |= operation == "probe" and isinstance(error, ResponseError)
-            if self._breaker.up:  # while it is down, that was said once
-                log.warning("redis_failed", operation=operation, **describe(error))
-            self._breaker.record(Event.REFUSED if refused else Event.FAILED)
-            raise StoreUnavailable from None
-        self._breaker.record(Event.SUCCEEDED)
-        return answer
+        return await attempt(operation, self._breaker, self._seconds, self._bridge.run, call, *args)
 
 
-def _decode(members: list[bytes]) -> list[Record]:
+def write_arguments(
+    writes: Sequence[Write],
+    *,
+    keys: Keys,
+    size: int,
+    ttl: int,
+    publish: bytes,
+    hears: Callable[[int], bool] = lambda _: False,
+) -> tuple[list[bytes], list[bytes | int]]:
+    """The keys and the arguments of `write_recent.lua`, which says what they are."""
+    args: list[bytes | int] = [size, ttl, publish]
+    for channel_id, records, new in writes:
+        live = keys.live(channel_id) if new else b""
+        args += (live, int(new and hears(channel_id)), len(records))
+        for record in records:
+            args += (record.seq, record.encode())
+    return [keys.recent(channel_id) for channel_id, _, _ in writes], args
+
+
+async def attempt(
+    operation: str,
+    breaker: Breaker,
+    seconds: float,
+    call: Callable[..., Awaitable[Any]],
+    *args: Any,
+) -> Any:
+    """Ask Redis once, within `seconds`, and tell the breaker how it went.
+
+    Raises:
+        StoreUnavailable
+    """
+    REDIS_ROUND_TRIPS.labels(operation).inc()
+    try:
+        with REDIS_SECONDS.labels(operation).time(), trio.fail_after(seconds):
+            answer: Any = await call(*args)
+    except (RedisError, RedisClusterException, OSError, trio.TooSlowError) as error:
+        refused = isinstance(error, (RedisConnectionError, OSError))
+        # It may be read and not written: between failed writes a read always succeeds.
+        refused |= operation == "probe" and isinstance(error, ResponseError)
+        if breaker.up:  # while it is down, that was said once
+            log.warning(
+                "redis_failed", operation=operation, dependency=breaker.name, **describe(error)
+            )
+        breaker.record(Event.REFUSED if refused else Event.FAILED)
+        raise StoreUnavailable from None
+    breaker.record(Event.SUCCEEDED)
+    return answer
+
+
+def decode_records(members: list[bytes]) -> list[Record]:
     records: list[Record] = []
     newest = 0
     for raw in members:

@@ -1,8 +1,11 @@
-"""Where Redis is: one server, or a set of servers with Sentinels that say which one it is.
+"""Where Redis is: one server, a set of servers with Sentinels that say which one it is, or a
+cluster, some of whose nodes are named and tell of the others.
 
 Sentinel's form is Lettuce's, for redis-py has none:
 `redis-sentinel://[user:password@]host[:port][,host[:port]…][/database]#name`, with
-`rediss-sentinel` for TLS to the servers.
+`rediss-sentinel` for TLS to the servers. A cluster's is the same without a name and a database,
+which it does not have: `redis-cluster://[user:password@]host[:port][,host[:port]…]`, with
+`rediss-cluster` for TLS.
 """
 
 from collections.abc import Iterator
@@ -12,18 +15,31 @@ from urllib.parse import unquote, urlsplit
 
 import redis
 import redis.asyncio
+import redis.asyncio.cluster
 import redis.asyncio.sentinel
+import redis.cluster
 import redis.sentinel
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisClusterException, RedisError
 
 from protocol.confidential import Secret
 
+REDIS_PORT = 6379
 SENTINEL_PORT = 26379
 SENTINEL_SECONDS = 0.2
 """For one Sentinel's word: one that hangs must not use up the time of those that would tell."""
 
 _ASK = {"socket_timeout": SENTINEL_SECONDS, "socket_connect_timeout": SENTINEL_SECONDS}
 _SENTINEL = {"redis-sentinel": False, "rediss-sentinel": True}
-SCHEMES = ("redis://", "rediss://", *(f"{scheme}://" for scheme in _SENTINEL))
+_CLUSTER = {"redis-cluster": False, "rediss-cluster": True}
+SCHEMES = ("redis://", "rediss://", *(f"{scheme}://" for scheme in _SENTINEL | _CLUSTER))
+
+
+class _Cluster(NamedTuple):
+    addresses: list[tuple[str, int]]
+    """Of nodes that are asked for all the others."""
+    options: dict[str, Any]
+    """For connections to every node."""
 
 
 class _Sentinels(NamedTuple):
@@ -42,17 +58,38 @@ def check_url(url: Secret) -> str | None:
     try:
         if urlsplit(text).scheme in _SENTINEL:
             _sentinels(text)
+        elif is_cluster(url):
+            _cluster(text)
     except ValueError as error:
         return str(error)
     return None
 
 
+def is_cluster(url: Secret) -> bool:
+    return urlsplit(url.reveal()).scheme in _CLUSTER
+
+
 @contextmanager
-def connected(url: Secret, **options: Any) -> "Iterator[redis.Redis]":
-    """A client that blocks, for commands."""
+def connected(url: Secret, **options: Any) -> "Iterator[redis.Redis | redis.RedisCluster]":
+    """A client that blocks, for commands.
+
+    Raises:
+        RedisError: also where redis-py says it of a cluster in a class of its own.
+    """
     text = url.reveal()
     with ExitStack() as stack:
-        if urlsplit(text).scheme in _SENTINEL:
+        if is_cluster(url):
+            stack.enter_context(_as_redis_errors())
+            nodes = _cluster(text)
+            client: redis.Redis | redis.RedisCluster = redis.RedisCluster(
+                startup_nodes=[
+                    redis.cluster.ClusterNode(*each)  # type: ignore[no-untyped-call]
+                    for each in nodes.addresses
+                ],
+                require_full_coverage=False,
+                **nodes.options | options,
+            )
+        elif urlsplit(text).scheme in _SENTINEL:
             found = _sentinels(text)
             manager = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
                 found.addresses, sentinel_kwargs=_ASK, **found.options | options
@@ -63,6 +100,35 @@ def connected(url: Secret, **options: Any) -> "Iterator[redis.Redis]":
         else:
             client = redis.Redis.from_url(text, **options)
         yield stack.enter_context(client)
+
+
+@contextmanager
+def _as_redis_errors() -> Iterator[None]:
+    try:
+        yield
+    except RedisClusterException as error:
+        raise reason(error) from None
+
+
+def reason(error: Exception) -> Exception:
+    """Why a cluster cannot be used: what its last node said, if redis-py says no more than that
+    it cannot."""
+    if not isinstance(error, RedisClusterException):
+        return error
+    cause = error.__cause__
+    return cause if isinstance(cause, RedisError | OSError) else RedisConnectionError()
+
+
+def open_cluster(url: Secret, **options: Any) -> "redis.asyncio.RedisCluster":
+    """A client of a cluster, for asyncio."""
+    found = _cluster(url.reveal())
+    nodes = [redis.asyncio.cluster.ClusterNode(*address) for address in found.addresses]
+    return redis.asyncio.RedisCluster(startup_nodes=nodes, **found.options | options)
+
+
+def open_node(url: Secret, host: str, port: int, **options: Any) -> "redis.asyncio.Redis":
+    """A client of one node of a cluster, for asyncio."""
+    return redis.asyncio.Redis(host=host, port=port, **_cluster(url.reveal()).options | options)
 
 
 def open_async(url: Secret, **options: Any) -> "redis.asyncio.Redis":
@@ -90,28 +156,43 @@ def _sentinels(text: str) -> _Sentinels:
     ValueError: it is not of the form above.
     """
     url = urlsplit(text)
-    login, at, hosts = url.netloc.rpartition("@")
-    addresses = [_address(host) for host in hosts.split(",")]
+    addresses, options = _hosts(url.netloc, SENTINEL_PORT, tls=_SENTINEL[url.scheme])
     if not url.fragment:
         raise ValueError("expected the name of the set of servers after a #")
     database = url.path.strip("/") or "0"
     if not database.isdecimal():
         raise ValueError("expected the number of a database in its path")
-    options: dict[str, Any] = {"db": int(database)}
-    if _SENTINEL[url.scheme]:
+    return _Sentinels(addresses, unquote(url.fragment), options | {"db": int(database)})
+
+
+def _cluster(text: str) -> _Cluster:
+    """Raises:
+    ValueError: it is not of the form above.
+    """
+    url = urlsplit(text)
+    if url.path.strip("/") or url.query or url.fragment:
+        raise ValueError("expected nothing after the hosts: a cluster has one database")
+    return _Cluster(*_hosts(url.netloc, REDIS_PORT, tls=_CLUSTER[url.scheme]))
+
+
+def _hosts(netloc: str, port: int, *, tls: bool) -> tuple[list[tuple[str, int]], dict[str, Any]]:
+    login, at, hosts = netloc.rpartition("@")
+    addresses = [_address(host, port) for host in hosts.split(",")]
+    options: dict[str, Any] = {}
+    if tls:
         options["ssl"] = True
     if at:
         user, _, password = login.partition(":")
         options |= {"username": unquote(user) or None, "password": unquote(password) or None}
-    return _Sentinels(addresses, unquote(url.fragment), options)
+    return addresses, options
 
 
-def _address(host: str) -> tuple[str, int]:
+def _address(host: str, default: int) -> tuple[str, int]:
     found = urlsplit(f"//{host}")
     try:
-        port = found.port or SENTINEL_PORT
+        port = found.port or default
     except ValueError:
         port = 0
     if not found.hostname or not port:
-        raise ValueError("expected host or host:port of each Sentinel, with commas between")
+        raise ValueError("expected host or host:port of each, with commas between")
     return found.hostname, port

@@ -3,12 +3,14 @@
 -- KEYS: for each write, its channel's sorted set.
 -- ARGV[1]: messages that are kept of a channel, at most 1000: so many fit into one command here.
 -- ARGV[2]: seconds that a quiet channel is kept.
+-- ARGV[3]: how to publish: PUBLISH, or in a cluster SPUBLISH, which reaches a slot's nodes only.
 -- Then for each write: its pub/sub channel, or '' for a rebuild, which is not published; 1 where the
 -- writer listens to that itself, else 0; how many messages; and these, each a number and a record.
--- What only the writer would hear is not published: it has it already.
+-- What only the writer would hear is not published: it has it already. Who listens at a cluster's
+-- replica is not counted by the primary.
 --
 -- As in a pipeline, a command that is refused holds up no other: the first refusal is the answer.
-local oldest, ttl = -(tonumber(ARGV[1]) + 1), ARGV[2]
+local oldest, ttl, publish = -(tonumber(ARGV[1]) + 1), ARGV[2], ARGV[3]
 local refused
 
 local function call(...)
@@ -18,7 +20,7 @@ local function call(...)
   end
 end
 
-local at = 3
+local at = 4
 for _, key in ipairs(KEYS) do
   local live, first = ARGV[at], at + 3
   local last = first + 2 * ARGV[at + 2] - 1
@@ -29,9 +31,10 @@ for _, key in ipairs(KEYS) do
   call('ZADD', key, unpack(ARGV, first, last))
   call('ZREMRANGEBYRANK', key, 0, oldest)
   call('EXPIRE', key, ttl)
-  if live ~= '' and redis.call('PUBSUB', 'NUMSUB', live)[2] > tonumber(ARGV[at + 1]) then
+  if live ~= '' and (publish == 'SPUBLISH'
+      or redis.call('PUBSUB', 'NUMSUB', live)[2] > tonumber(ARGV[at + 1])) then
     for record = first + 1, last, 2 do
-      call('PUBLISH', live, ARGV[record])
+      call(publish, live, ARGV[record])
     end
   end
   at = last + 1

@@ -153,6 +153,8 @@ def test_an_eviction_is_published_at_the_primary(folder: Path):
         "rediss://user:word@cache",
         "redis-sentinel://a,b:26380,[::1]:26381/2#main",
         "rediss-sentinel://user:p%40ss@a:26379/#main",
+        "redis-cluster://a,b:6380,[::1]:6381",
+        "rediss-cluster://user:p%40ss@a/",
     ],
 )
 def test_these_are_urls_of_redis(url: str):
@@ -168,6 +170,9 @@ def test_these_are_urls_of_redis(url: str):
         ("redis-sentinel://secret-host:x/0#main", "host:port"),
         ("redis-sentinel://secret-host:70000/0#main", "host:port"),
         ("redis-sentinel://secret-host/words#main", "database"),
+        ("redis-cluster://secret-host,", "host:port"),
+        ("redis-cluster://secret-host/1", "one database"),
+        ("redis-cluster://secret-host?db=1", "one database"),
     ],
 )
 def test_what_is_wrong_with_a_url_is_said_without_a_word_of_it(url: str, wrong: str):

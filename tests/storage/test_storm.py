@@ -10,6 +10,7 @@ import trio
 from prometheus_client import REGISTRY
 
 from server.auth.access import Gate
+from storage.redis.feed import Feed
 from storage.store import Store
 from tests.storage.stores import NOWHERE, make_channels, opened_store
 from tests.support.services import Database
@@ -81,6 +82,7 @@ async def come_back(store: Store, clients: Sequence[Client]) -> dict[tuple[str, 
     counted = trips()
     for client in clients:  # and they leave again
         store.feed.drop(client.channel_id)
+    assert isinstance(store.feed, Feed)
     with trio.fail_after(10):
         while store._writes or store.feed._dropped:
             await trio.sleep(0.05)
