@@ -7,6 +7,7 @@ from typing import Any
 
 import jwt
 import pytest
+import structlog
 from typer.testing import CliRunner, Result
 
 from server.cli import app
@@ -34,7 +35,10 @@ GOOD = {
 def run(*arguments: str, **environ: str) -> Result:
     """In this process, in an environment that has nothing but `environ`."""
     nothing = dict.fromkeys(os.environ)
-    result = CliRunner(env=nothing | environ).invoke(app, arguments)
+    try:
+        result = CliRunner(env=nothing | environ).invoke(app, arguments)
+    finally:
+        structlog.reset_defaults()  # a command sets up the logs of its process, which is ours here
     assert SECRET not in result.output
     return result
 
