@@ -219,7 +219,6 @@ TICK_SECONDS = 0.5
 FINISH_SECONDS = 3.0
 """For requests under way when the last stream has ended; a send takes at most half of it."""
 
-
 COUNT_SECONDS = 1.0
 """Between two counts of tasks and connections, which take some microseconds."""
 
