@@ -6,6 +6,7 @@ about as fast as before. When it is over, the memory is back.
 """
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import trio
 
 from server.engine.http1 import Limits
 from tests.support.chat import Chat, Pair, own_valkey, run_chat
-from tests.support.flood import Flood, flood, sink
+from tests.support.flood import Flood, flood
 from tests.support.keep_alive import KeepAlive
 from tests.support.sse import BROKEN, open_stream
 
@@ -258,10 +259,12 @@ async def test_five_hundred_bodies_that_come_a_byte_a_second(server: Chat, figur
 async def test_twenty_thousand_connections_that_say_nothing(server: Chat, figures: Figures):
     """Far more than are let be: each has a second, and the first four thousand have ten.
 
-    While they are opened, most of what others feel is the attackers, who have no machine of their
-    own here: so the same crowd comes to somebody else first.
+    With SOTTOVOCE_TEST_ROUNDS=5 before and meanwhile alternate, the medians of five rounds are
+    judged, and there is no floor under them: for a machine that has nothing else to do.
     """
     count = 10_000  # of each of two processes: one may have 20,000 files
+    rounds = int(os.environ.get("SOTTOVOCE_TEST_ROUNDS", "1"))
+    floor = FLOOR if rounds == 1 else 0.0
 
     @contextmanager
     def attack(port: int) -> Iterator[tuple[Flood, Flood]]:
@@ -271,37 +274,35 @@ async def test_twenty_thousand_connections_that_say_nothing(server: Chat, figure
         ):
             yield one, two
 
+    p99s: dict[str, list[float]] = {"before": [], "opened": [], "held": []}
+    told = []
     async with trio.open_nursery() as nursery:
-        crowd = Crowd(server)
+        crowd = Crowd(server, pairs=10)
         await nursery.start(crowd.run)
         nursery.start_soon(figures.watch)
-        before = await crowd.measure(3)
-        memory = figures.rss()
-        with sink() as port, attack(port):
-            elsewhere = await crowd.measure(8)
-        await trio.sleep(1)
-        with attack(server.port) as attackers:
-            while_opening = await crowd.measure(8)
-            while_held = await crowd.measure(2)
-            while_ended = await crowd.measure(3)
-            for clients in attackers:
-                await trio.to_thread.run_sync(clients.wait_open)
-            figures.say(
-                p99_while_opened_elsewhere_ms=milliseconds(elsewhere),
-                p99_while_opening_ms=milliseconds(while_opening),
-                p99_while_ended_ms=milliseconds(while_ended),
-            )
-            assert_unharmed(figures, before, while_held)
-            assert max(while_opening, while_ended) <= max(2 * elsewhere, FLOOR)
-            gone = await figures.settle("sottovoce_connections_open", 40, seconds=20)
-            told = [await trio.to_thread.run_sync(clients.finish) for clients in attackers]
+        memory = 0.0
+        for _ in range(rounds):
+            p99s["before"].append(await crowd.measure(6))
+            memory = memory or figures.rss()
+            with attack(server.port) as attackers:
+                p99s["opened"].append(await crowd.measure(8))
+                # Those that were let be, and their ends.
+                p99s["held"].append(await crowd.measure(HEAD_SECONDS))
+                for clients in attackers:
+                    await trio.to_thread.run_sync(clients.wait_open)
+                gone = await figures.settle("sottovoce_connections_open", 60, seconds=20)
+                told += [await trio.to_thread.run_sync(clients.finish) for clients in attackers]
         figures.say(
+            rounds=rounds,
             clients=2 * count,
             descriptors_most=figures.connections,
             held_at_most_seconds=max(some["longest"] for some in told),
             gone_after_seconds=gone,
             sends_retried=crowd.lost,
+            **{f"p99_{name}_ms": [milliseconds(p99) for p99 in p99s[name]] for name in p99s},
         )
+        before, opened, held = map(statistics.median, p99s.values())
+        assert max(opened, held) <= max(2 * before, floor)
         assert MAX_SILENT < figures.connections <= 3 * MAX_SILENT
         await figures.memory_is_back(memory)
         nursery.cancel_scope.cancel()

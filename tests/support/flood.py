@@ -86,36 +86,6 @@ def flood(port: int, count: int, *options: str, sent: Sequence[str] = ("",)) -> 
         process.stdout.close()
 
 
-@contextmanager
-def sink() -> Iterator[int]:
-    """The port of a process that takes connections and lets each go after a second: what a flood
-    costs the machine, whomever it comes to."""
-    process = subprocess.Popen([sys.executable, "-c", _SINK], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield int(process.stdout.readline())
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-_SINK = """
-import collections, socket, time
-listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-listener.settimeout(0.2)
-print(listener.getsockname()[1], flush=True)
-held = collections.deque()
-while True:
-    try:
-        held.append((time.monotonic(), listener.accept()[0]))
-    except TimeoutError:
-        pass
-    while held and held[0][0] < time.monotonic() - 1:
-        held.popleft()[1].close()
-"""
-
-
 class _Connection:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
