@@ -56,7 +56,10 @@ LAST_LOOK_SECONDS = 5.0
 """For those who were reconnecting just then, to see everything."""
 VALKEY = ("valkey", "one server")
 POSTGRES = ("postgres", "the way to postgres", "a channel's row")
-OURS = ("supervisor", "server", "disk", "worker", "issuer", "event", "file", "one server")
+OURS = (
+    *("supervisor", "server", "disk", "worker", "issuer", "event", "file", "one server"),
+    "postgres is restored",  # without the servers, which are stopped for it
+)
 """Beginnings of the faults' names, by what they break. Only what breaks something else may come
 at the same time."""
 VISITS = 10
@@ -136,6 +139,7 @@ class Times(NamedTuple):
     """What clients felt of one fault, in seconds; None where nothing was measured.
 
     Attributes:
+        began: when it came, since the beginning.
         same, other: p99 from a send's first attempt to a delivery on a stream that was live then,
             over the server that took it and over the other.
         answer: the slowest answer to an attempt.
@@ -144,6 +148,7 @@ class Times(NamedTuple):
         ready_back: from the mending until all servers say that they have everything.
     """
 
+    began: float
     same: float | None
     other: float | None
     answer: float | None
@@ -272,7 +277,8 @@ async def _settle(talkers: trio.Nursery, load: Load, deployment: Deployment) -> 
     with trio.move_on_after(LAST_LOOK_SECONDS):
         heads = {number: len(rows) for number, rows in (await deployment.stored()).items()}
         while not all(
-            page.live and (page.last or 0) == heads[page.reader.channel_id] for page in load.pages
+            page.live and (page.last.seq if page.last else 0) == heads[page.reader.channel_id]
+            for page in load.pages
         ):
             await trio.sleep(0.1)
 
@@ -312,6 +318,7 @@ def _times(window: Window, load: Load, attempts: list[Attempt]) -> Times:
         if each.status == 200
     ]
     return Times(
+        window.began,
         same=_p99([each.took for each in felt if each.live and each.same]),
         other=_p99([each.took for each in felt if each.live and not each.same]),
         answer=max((each.took for each in attempts[first:last]), default=None),

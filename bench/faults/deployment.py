@@ -86,13 +86,14 @@ class Node:
 
     Attributes:
         log_to: where it prints; `/dev/full` is a full disk.
+        env: its settings.
     """
 
     def __init__(self, number: int, port: int, env: Mapping[str, str], log: Path) -> None:
         self.number = number
         self.port = port
         self.log_to = self.log = log
-        self._env = dict(env)
+        self.env = dict(env)
         self._process: trio.Process | None = None
 
     async def start(self) -> None:
@@ -118,7 +119,7 @@ class Node:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                env=self._env,
+                env=self.env,
             )
 
     async def answering(self) -> None:
@@ -249,6 +250,23 @@ class Deployment:
             # Waits for the standby like every commit now, and all before it are there with it.
             await self.sql("SELECT pg_logical_emit_message(true, '', '')")
         return name
+
+    async def hold_back(self, standby: str) -> None:
+        """Leave a standby as it is now, a backup of this moment: nothing more reaches it, and
+        nobody waits for it."""
+        await self.sql("ALTER SYSTEM RESET synchronous_standby_names")
+        await self.sql("SELECT pg_reload_conf()")
+        await self.sql("ALTER SYSTEM SET primary_conninfo = ''", name=standby)
+        await self.sql("SELECT pg_reload_conf()", name=standby)
+        with trio.fail_after(STANDBY_SECONDS):
+            while await self.sql("SELECT pid FROM pg_stat_wal_receiver", name=standby):
+                await trio.sleep(0.02)
+
+    async def say_restored(self) -> int:
+        """The command, and the epoch that it began."""
+        await trio.run_process([*SOTTOVOCE, "restored"], env=self.nodes[0].env, cwd=ROOT)
+        ((epoch,),) = await self.sql("SELECT epoch FROM chat_epoch")
+        return int(epoch)
 
     def turn_to(self, name: str) -> None:
         """Have the servers talk to the other PostgreSQL. Plain."""

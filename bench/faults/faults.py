@@ -16,6 +16,7 @@ import psycopg
 import trio
 
 from bench.faults.deployment import Deployment
+from bench.faults.ledger import Era
 from bench.faults.people import Load
 
 LOCK_SECONDS = 10.0
@@ -271,6 +272,29 @@ async def postgres_late_failover(place: Place) -> None:
     deployment.turn_to(standby)
     await place.wait(1.0, 3.0)
     await deployment.sql(_PROMOTE)
+
+
+@_fault("postgres is restored to an earlier point")
+async def postgres_restored(place: Place) -> None:
+    """As the docs say: the servers are stopped, PostgreSQL is put back, `sottovoce restored` is
+    said, the servers are started. Valkey and the clients still know the future that is lost."""
+    deployment, ledger = place.deployment, place.load.ledger
+    backup = await deployment.start_standby()
+    kept_until = place.load.now
+    await deployment.hold_back(backup)
+    await place.wait(1.0, 3.0)
+    async with trio.open_nursery() as nursery:
+        for node in deployment.nodes:
+            nursery.start_soon(node.stop)
+    lost = await deployment.stored()
+    deployment.signal(deployment.postgres, signal.SIGKILL)
+    await deployment.sql(_PROMOTE, name=backup)
+    deployment.turn_to(backup)
+    ledger.past.append(Era(ledger.epoch, kept_until, place.load.now, lost))
+    ledger.epoch = await deployment.say_restored()
+    async with trio.open_nursery() as nursery:
+        for node in deployment.nodes:
+            nursery.start_soon(node.start)
 
 
 @_fault("postgres read-only")

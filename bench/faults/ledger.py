@@ -3,12 +3,16 @@
 Everything here is plain data and pure functions. A campaign fills a `Ledger`; `check` compares it
 with the rows of PostgreSQL. No fault excuses anything; only the time in which a message must have
 been shown stands still while one lasts.
+
+Where the database is put back to an earlier point, an era ends. Each era is checked against the
+rows of its own: what was acknowledged too late to be in the backup is gone with its era, all else
+is in the next one as it was, and no stream of the next one shows anything but its own.
 """
 
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -72,6 +76,7 @@ class Shown(msgspec.Struct, array_like=True):
     seq: int
     message_id: str
     key: str
+    epoch: int = 0
 
 
 class Session(msgspec.Struct):
@@ -79,6 +84,7 @@ class Session(msgspec.Struct):
 
     Attributes:
         cursor: the last number that its client had; None where it had none.
+        epoch: the cursor's.
         opened, live, ended: when it was begun, when `connected` came (0: never), when it was over.
         resets: how many of `shown` had come when a `reset` did, each time.
     """
@@ -90,6 +96,7 @@ class Session(msgspec.Struct):
     ended: float = 0.0
     shown: list[Shown] = []
     resets: list[int] = []
+    epoch: int = 0
 
 
 class Reader(msgspec.Struct):
@@ -115,18 +122,37 @@ class Stored(msgspec.Struct, array_like=True):
     key: str
 
 
+class Era(msgspec.Struct):
+    """One that is over: the database was put back to an earlier point.
+
+    Attributes:
+        kept_until: what was acknowledged by then is in the next one too.
+        ended: no server ran then.
+        stored: its rows, at its end.
+    """
+
+    epoch: int
+    kept_until: float
+    ended: float
+    stored: Mapping[int, Sequence[Stored]]
+
+
 class Ledger(msgspec.Struct):
     """Everything that the clients saw.
 
     Attributes:
         troubles: when something was broken, (began, mended) each, in any order.
         ended: when everybody was sent home; 0: not yet.
+        past: the eras that are over, in their order.
+        epoch: of the present one.
     """
 
     sends: list[Send] = []
     readers: list[Reader] = []
     troubles: list[tuple[float, float]] = []
     ended: float = 0.0
+    past: list[Era] = []
+    epoch: int = 0
 
     @property
     def deliveries(self) -> int:
@@ -153,18 +179,111 @@ def check(ledger: Ledger, stored: Mapping[int, Sequence[Stored]]) -> list[Violat
     """Every broken promise that the record shows.
 
     Args:
-        stored: each channel's rows, in the order of their numbers.
+        stored: each channel's rows, in the order of their numbers; of the present era.
     """
     first = {
         send.key: min((each.at for each in send.attempts), default=math.inf)
         for send in ledger.sends
     }
-    return [
-        *_check_rows(stored),
-        *_check_sends(ledger.sends, stored),
-        *(wrong for reader in ledger.readers for wrong in _check_reader(reader, stored, first)),
-        *_check_times(ledger, stored),
-    ]
+    violations: list[Violation] = []
+    for part, rows in _eras(ledger, stored):
+        violations += _check_rows(rows)
+        violations += _check_sends(part.sends, rows)
+        for reader in part.readers:
+            violations += _check_reader(reader, rows, first)
+            violations += _check_epochs(reader, part)
+        violations += _check_times(part, rows)
+    acknowledged = _acknowledged(ledger.sends)
+    for era, following in pairwise((*ledger.past, None)):
+        assert era is not None
+        rows = following.stored if following else stored
+        violations += _check_kept(era, rows, acknowledged)
+    return violations
+
+
+def taken_back(ledger: Ledger) -> int:
+    """Acknowledged messages that the next era may be without: of the time after its backup."""
+    times = _acknowledged(ledger.sends)
+    return sum(
+        era.kept_until < times.get(row.key, math.inf) <= era.ended
+        for era in ledger.past
+        for rows in era.stored.values()
+        for row in rows
+    )
+
+
+def _eras(
+    ledger: Ledger, stored: Mapping[int, Sequence[Stored]]
+) -> Iterator[tuple[Ledger, Mapping[int, Sequence[Stored]]]]:
+    """The ledger cut where eras end, by when attempts and connections were begun; with the rows
+    of each. All sends are in each part, for rows live on from one era to the next."""
+    if not ledger.past:
+        yield ledger, stored
+        return
+    now = Era(ledger.epoch, math.inf, math.inf, stored)
+    began = -math.inf
+    for era in (*ledger.past, now):
+        sends = [
+            Send(
+                send.channel_id,
+                send.author,
+                send.key,
+                [each for each in send.attempts if began <= each.at < era.ended],
+            )
+            for send in ledger.sends
+        ]
+        readers = []
+        for reader in ledger.readers:
+            sessions = [each for each in reader.sessions if began <= each.opened < era.ended]
+            cursor = reader.cursor if sessions == reader.sessions[: len(sessions)] else None
+            if sessions and sessions[0] is not reader.sessions[0]:
+                cursor = sessions[0].cursor
+            readers.append(
+                Reader(
+                    reader.channel_id,
+                    reader.person,
+                    sessions,
+                    caught_up=reader.caught_up and era is now,
+                    cursor=cursor,
+                )
+            )
+        ended = ledger.ended if era is now else era.ended
+        yield Ledger(sends, readers, ledger.troubles, ended, epoch=era.epoch), era.stored
+        began = era.ended
+
+
+def _acknowledged(sends: Sequence[Send]) -> dict[str, float]:
+    """Of keys: when it was first said."""
+    return {
+        send.key: min((each.at + each.took for each in send.acknowledged), default=math.inf)
+        for send in sends
+    }
+
+
+def _check_kept(
+    era: Era, following: Mapping[int, Sequence[Stored]], acknowledged: Mapping[str, float]
+) -> Iterator[Violation]:
+    """What was acknowledged before the backup is in the next era, as it was."""
+    for channel_id, rows in era.stored.items():
+        after = following.get(channel_id, ())
+        for index, row in enumerate(rows):
+            if acknowledged.get(row.key, math.inf) <= era.kept_until and (
+                index >= len(after) or after[index] != row
+            ):
+                yield Violation("lost", f"channel {channel_id}", f"{row.seq} was in the backup")
+
+
+def _check_epochs(reader: Reader, era: Ledger) -> Iterator[Violation]:
+    """A stream shows its own era alone, and whoever comes from another one is told."""
+    for session in reader.sessions:
+        where = f"channel {reader.channel_id}, {reader.person}, from {session.opened:.1f} s"
+        if any(shown.epoch != era.epoch for shown in session.shown):
+            yield Violation("leaked", where, "showed a message of another era")
+        if session.cursor is None or session.epoch == era.epoch or 0 in session.resets:
+            continue
+        ended = session.ended or era.ended
+        if session.shown or (session.live and ended - session.live > SEEN_SECONDS):
+            yield Violation("lost", where, "came with a cursor of another era, and was not told")
 
 
 def _check_rows(stored: Mapping[int, Sequence[Stored]]) -> Iterator[Violation]:
@@ -285,11 +404,14 @@ class Wait(NamedTuple):
 
 def waits(ledger: Ledger, stored: Mapping[int, Sequence[Stored]]) -> Iterator[Wait]:
     """Of every acknowledged message and every stream that it was owed to."""
+    for part, rows in _eras(ledger, stored):
+        yield from _waits(part, rows)
+
+
+def _waits(ledger: Ledger, stored: Mapping[int, Sequence[Stored]]) -> Iterator[Wait]:
+    """The same of one era."""
     untroubled = _Untroubled(ledger.troubles)
-    acknowledged = {
-        send.key: min((each.at + each.took for each in send.acknowledged), default=math.inf)
-        for send in ledger.sends
-    }
+    acknowledged = _acknowledged(ledger.sends)
     times = {
         channel_id: [acknowledged.get(row.key, math.inf) for row in rows]
         for channel_id, rows in stored.items()
@@ -303,7 +425,7 @@ def waits(ledger: Ledger, stored: Mapping[int, Sequence[Stored]]) -> Iterator[Wa
                 continue
             ended = session.ended or ledger.ended
             seen = {shown.seq: shown.at for shown in session.shown}
-            for seq in range(_owed_from(session, len(known)), len(known) + 1):
+            for seq in range(_owed_from(session, ledger.epoch, len(known)), len(known) + 1):
                 if soonest[seq - 1] >= ended:
                     break
                 since = max(known[seq - 1], session.live)
@@ -312,18 +434,18 @@ def waits(ledger: Ledger, stored: Mapping[int, Sequence[Stored]]) -> Iterator[Wa
                     yield Wait(reader, number, seq, since, seconds, seq in seen)
 
 
-def _owed_from(session: Session, count: int) -> int:
+def _owed_from(session: Session, epoch: int, count: int) -> int:
     """The first number of `count` that a connection is owed."""
     if session.resets:
         after = session.shown[session.resets[-1] :]
         return after[0].seq if after else count + 1
     if session.cursor is not None:
-        return session.cursor + 1
+        return session.cursor + 1 if session.epoch == epoch else count + 1
     return session.shown[0].seq if session.shown else max(1, count - PAGE + 1)
 
 
 def _check_times(ledger: Ledger, stored: Mapping[int, Sequence[Stored]]) -> Iterator[Violation]:
-    for wait in waits(ledger, stored):
+    for wait in _waits(ledger, stored):
         if wait.late:
             reader = wait.reader
             where = f"channel {reader.channel_id}, {reader.person}, connection {wait.connection}"

@@ -27,6 +27,7 @@ from bench.faults.ledger import (
     Session,
     Shown,
 )
+from protocol.cursors import Cursor, parse_cursor
 
 ANSWER_SECONDS = 8.0
 """Then a client gives an attempt up. The servers promise two seconds."""
@@ -109,8 +110,8 @@ class Load:
         self.silences = 0
         self.pages: list[Page] = []
         self._over = trio.Event()
-        self._heads: dict[int, int] = {}
-        """Of channels: the newest number that was acknowledged."""
+        self._heads: dict[int, Cursor] = {}
+        """Of channels: the newest that was acknowledged, in whichever epoch."""
         self._rng = random.Random(seed)
         self._sent: dict[str, tuple[float, int]] = {}
         """Of keys: when the first attempt was made, and where."""
@@ -166,8 +167,10 @@ class Load:
             self._visit(self._rng.choice(self.deployment.channels), self._rng)
 
     def _visit(self, channel: Channel, rng: random.Random) -> None:
-        head = self._heads.get(channel.id, 0)
-        for cursor in (None, max(1, head - rng.randint(*OLD))) if head else (None,):
+        cursors: list[Cursor | None] = [None]
+        if head := self._heads.get(channel.id):
+            cursors.append(Cursor(head.epoch, max(1, head.seq - rng.randint(*OLD))))
+        for cursor in cursors:
             node = rng.randrange(len(self.deployment.nodes))
             page = Page(self, channel, channel.prospect, rng, node=node, cursor=cursor)
             self.ledger.readers.append(page.reader)
@@ -264,7 +267,8 @@ class Load:
         if status == 200:
             sent = _decode_reply(raw).message
             attempt.seq, attempt.message_id = sent.seq, sent.message_id
-            self._heads[send.channel_id] = max(sent.seq, self._heads.get(send.channel_id, 0))
+            head = Cursor(self.ledger.epoch, sent.seq)
+            self._heads[send.channel_id] = max(head, self._heads.get(send.channel_id, head))
         send.attempts.append(attempt)
 
     def arrived(self, session: Session, key: str, at: float) -> None:
@@ -281,7 +285,7 @@ class Page:
     Args:
         node: the server that it stays with, until something breaks; None: it goes now and then,
             and comes back to any.
-        cursor: the number that it begins after.
+        cursor: what it begins after.
     """
 
     def __init__(
@@ -292,9 +296,9 @@ class Page:
         rng: random.Random,
         *,
         node: int | None = None,
-        cursor: int | None = None,
+        cursor: Cursor | None = None,
     ) -> None:
-        self.reader = Reader(channel.id, person, cursor=cursor)
+        self.reader = Reader(channel.id, person, cursor=cursor and cursor.seq)
         self.node = node
         self.open: EventStream | None = None
         self.live = False
@@ -333,9 +337,12 @@ class Page:
         nodes = load.deployment.nodes
         node = self._rng.randrange(len(nodes)) if self.node is None else self.node
         port = nodes[node].port
-        session = Session(node, self.last, load.now)
+        session = Session(node, None, load.now)
+        last_id = ""
+        if self.last is not None:
+            session.cursor, session.epoch = self.last.seq, self.last.epoch
+            last_id = self.last.encode().decode()
         token = load.token(self.reader.person)
-        last_id = "" if self.last is None else str(self.last)
         path = f"/api/chat/{self._channel.id}"
         async with EventStream(port, path, token, last_id) as stream:
             self.open = stream
@@ -355,9 +362,17 @@ class Page:
             self.live, session.live = True, self._load.now
             return
         message = _decode_message(data)
-        seq = int(last_id)
+        cursor = parse_cursor(last_id.encode())
+        assert cursor is not None, "a message without an id"
         session.shown.append(
-            Shown(at, message.channel_id, seq, message.id, message.client_message_id)
+            Shown(
+                at,
+                message.channel_id,
+                cursor.seq,
+                message.id,
+                message.client_message_id,
+                cursor.epoch,
+            )
         )
-        self.last = seq
+        self.last = cursor
         self._load.arrived(session, message.client_message_id, at)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.faults.campaign import Outcome, Times, Usage
-from bench.faults.ledger import SEEN_SECONDS
+from bench.faults.ledger import SEEN_SECONDS, taken_back
 from bench.statistics import median, percentile
 
 
@@ -55,11 +55,16 @@ LIMITS = [
 
 
 class Row(NamedTuple):
-    """A limit, and what was reached."""
+    """A limit, and what was reached.
+
+    Attributes:
+        at: which fault was the worst one, and when it came.
+    """
 
     limit: Limit
     middle: float
     worst: float
+    at: str
 
     @property
     def held(self) -> bool:
@@ -71,14 +76,14 @@ def rows(outcome: Outcome) -> list[Row]:
     found = []
     for limit in LIMITS:
         values = [
-            value
+            (value, f"{kind}, {each.began:.0f} s")
             for kind, times in outcome.times.items()
             if kind.startswith(limit.kinds) and not kind.endswith(BYTES)
             for each in times
             if (value := limit.value(each)) is not None
         ]
         if values:
-            found.append(Row(limit, median(values), max(values)))
+            found.append(Row(limit, median(value for value, _ in values), *max(values)))
     return found
 
 
@@ -91,13 +96,13 @@ def show(outcome: Outcome, console: Console) -> None:
         faults.add_column(name, justify="left" if name == "fault" else "right")
     for kind, count in sorted(outcome.faults.items()):
         times = outcome.times[kind]
-        faults.add_row(kind, str(count), *(_worst(times, index) for index in range(6)))
+        faults.add_row(kind, str(count), *(_worst(times, index) for index in range(1, 7)))
     console.print(faults)
     limits = Table(
         title="seconds: median and worst of the faults that came alone", title_justify="left"
     )
-    for name in ("", "what", "at most", "median", "worst"):
-        limits.add_column(name, justify="left" if name in ("", "what") else "right")
+    for name in ("", "what", "at most", "median", "worst", "which"):
+        limits.add_column(name, justify="left" if name in ("", "what", "which") else "right")
     for row in rows(outcome):
         limits.add_row(
             "ok" if row.held else "SHORT",
@@ -105,6 +110,7 @@ def show(outcome: Outcome, console: Console) -> None:
             f"{row.limit.most:.2f}",
             f"{row.middle:.3f}",
             f"{row.worst:.3f}",
+            row.at,
         )
     console.print(limits)
     attempts = sum(len(send.attempts) for send in ledger.sends)
@@ -116,6 +122,11 @@ def show(outcome: Outcome, console: Console) -> None:
         f"deliveries {ledger.deliveries} over "
         f"{sum(len(reader.sessions) for reader in ledger.readers)} connections"
     )
+    if ledger.past:
+        console.print(
+            f"{len(ledger.past)} times restored to an earlier point: "
+            f"{taken_back(ledger)} acknowledged messages were of the time after the backup"
+        )
     if waited := outcome.waited:
         console.print(
             f"acknowledged, and shown on streams that were there, faults aside: p99 "

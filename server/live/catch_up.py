@@ -67,7 +67,9 @@ class CatchUp:
         took = 0.0
         while True:
             healthy = not self._store.redis.suspect and self._store.feed.connected
-            pause = max(self._reconcile if healthy else self._poll, 10 * took)
+            # After a slow look a longer one, twice at most: PostgreSQL may be busy, and everybody
+            # waits for the next.
+            pause = self._reconcile if healthy else self._poll + min(took, self._poll)
             with trio.move_on_after(pause * random.uniform(0.9, 1.0)):
                 await self._missed.wait()
             self._missed = trio.Event()

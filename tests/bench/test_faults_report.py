@@ -12,9 +12,11 @@ from bench.faults.faults import FAULTS
 from bench.faults.ledger import Ledger, Violation
 from bench.faults.report import LIMITS, rows, show
 
-GOOD = Times(same=0.01, other=0.02, answer=0.05, sends_back=0.1, streams_back=0.5, ready_back=1.0)
+GOOD = Times(
+    1.0, same=0.01, other=0.02, answer=0.05, sends_back=0.1, streams_back=0.5, ready_back=1.0
+)
 USAGE = Usage(descriptors=100, tasks=200, connections=4, megabytes=200.0)
-NOTHING = Times(None, None, None, None, None, None)
+NOTHING = Times(1.0, None, None, None, None, None, None)
 
 
 def outcome(times: dict[str, list[Times]], *violations: Violation) -> Outcome:

@@ -9,6 +9,7 @@ from bench.faults.ledger import (
     SEEN_SECONDS,
     UNKNOWN,
     Attempt,
+    Era,
     Ledger,
     Reader,
     Send,
@@ -16,6 +17,7 @@ from bench.faults.ledger import (
     Shown,
     Stored,
     check,
+    taken_back,
     waits,
 )
 
@@ -256,3 +258,107 @@ def test_what_was_never_acknowledged_has_no_time():
     ledger, stored = quiet(Session(0, None, 0.0, 0.1))
     ledger.sends[0].attempts = [Attempt(1.0, 8.0, UNKNOWN, 0)]
     assert check(ledger, stored) == []
+
+
+# The database is put back to an earlier point: of five messages three were in the backup, and two
+# others took the numbers of those that were not.
+
+EPOCH = 1795430000
+BACKUP = 1.015
+RESTORED = 10.0
+
+
+def other(seq: int) -> Shown:
+    return Shown(12.5, 1, seq, f"n1-{seq}", f"o1-{seq}", EPOCH)
+
+
+def again(seq: int) -> Shown:
+    return Shown(12.5, 1, seq, f"m1-{seq}", f"k1-{seq}", EPOCH)
+
+
+def restored() -> tuple[Ledger, Stores]:
+    before = [Stored(seq, f"m1-{seq}", f"k1-{seq}") for seq in range(1, 6)]
+    after = [*before[:3], *(Stored(seq, f"n1-{seq}", f"o1-{seq}") for seq in (4, 5))]
+    sends = [send(seq) for seq in range(1, 6)]
+    for lost in sends[3:]:
+        lost.attempts[0].at = 1.02
+    for seq in (4, 5):
+        attempt = Attempt(12.0, 0.01, 200, 0, seq, f"n1-{seq}")
+        sends.append(Send(1, "therapist", f"o1-{seq}", [attempt]))
+    reader = Reader(
+        1,
+        "prospect",
+        [
+            Session(0, None, 0.0, 0.1, 9.0, [shown(seq) for seq in range(1, 6)]),
+            Session(1, 5, 10.5, 0.0, 10.6),  # died before it could be told
+            Session(
+                1, 5, 11.0, 11.1, shown=[*map(again, (1, 2, 3)), *map(other, (4, 5))], resets=[0]
+            ),
+        ],
+        caught_up=True,
+    )
+    ledger = Ledger(sends, [reader], ended=60.0, epoch=EPOCH)
+    ledger.past = [Era(0, BACKUP, RESTORED, {1: before})]
+    return ledger, {1: after}
+
+
+def test_what_was_not_in_the_backup_is_no_violation():
+    ledger, stored = restored()
+    assert check(ledger, stored) == []
+    assert taken_back(ledger) == 2
+    assert sum(wait.shown for wait in waits(ledger, stored)) == 5 + 2
+
+
+def lose_what_was_in_the_backup(ledger: Ledger, stored: Stores) -> None:
+    stored[1][2] = Stored(3, "n1-3", "k1-3")
+
+
+def believe_a_cursor_of_the_lost_future(ledger: Ledger, stored: Stores) -> None:
+    last = ledger.readers[0].sessions[-1]
+    last.resets, last.shown = [], []
+
+
+def tell_it_too_late(ledger: Ledger, stored: Stores) -> None:
+    ledger.readers[0].sessions[-1].resets = [1]
+
+
+def show_the_lost_future(ledger: Ledger, stored: Stores) -> None:
+    ledger.readers[0].sessions[-1].shown[4] = Shown(12.5, 1, 5, "m1-5", "k1-5", EPOCH)
+
+
+def show_the_lost_future_under_its_own_name(ledger: Ledger, stored: Stores) -> None:
+    ledger.readers[0].sessions[-1].shown[0].epoch = 0
+
+
+def show_the_next_era_before_it(ledger: Ledger, stored: Stores) -> None:
+    ledger.readers[0].sessions[0].shown[4] = Shown(9.0, 1, 5, "n1-5", "o1-5")
+
+
+def lose_what_is_acknowledged_afterwards(ledger: Ledger, stored: Stores) -> None:
+    stored[1].pop()
+    ledger.readers[0].sessions[-1].shown.pop()
+
+
+def lose_what_was_acknowledged_before(ledger: Ledger, stored: Stores) -> None:
+    ledger.past[0].stored = {1: ledger.past[0].stored[1][:4]}
+
+
+@pytest.mark.parametrize(
+    ("lie", "kind"),
+    [
+        (lose_what_was_in_the_backup, "lost"),
+        (believe_a_cursor_of_the_lost_future, "lost"),
+        (tell_it_too_late, "lost"),
+        (show_the_lost_future, "leaked"),
+        (show_the_lost_future_under_its_own_name, "leaked"),
+        (show_the_next_era_before_it, "leaked"),
+        (lose_what_is_acknowledged_afterwards, "lost"),
+        (lose_what_was_acknowledged_before, "lost"),
+    ],
+)
+def test_a_lie_about_a_restored_database_is_caught(
+    lie: Callable[[Ledger, Stores], None], kind: str
+):
+    ledger, stored = restored()
+    lie(ledger, stored)
+    assert kind in {violation.kind for violation in check(ledger, stored)}

@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,43 @@ def running_server(
                 finally:
                     process.kill()
                     process.wait()
+
+
+@contextmanager
+def running_serve(environ: dict[str, str], log_file: Path) -> Iterator[str]:
+    """`sottovoce serve` on a free port while the block lasts: its URL, once it is ready.
+
+    Args:
+        environ: all of it; see `clean_environment`.
+        log_file: what it and its workers print.
+    """
+    arguments = ["serve", "--host", "127.0.0.1", "--port", "0", *WIRE.options.arguments()]
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            [*COMMAND, *arguments], env=environ, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        yield _wait_for_url(process, log_file)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _wait_for_url(process: subprocess.Popen[bytes], log_file: Path) -> str:
+    """The URL that it prints, once it answers there that it is ready."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log_file.read_text()
+        if match := re.search(r"serving on (https?://\S+)", log_file.read_text()):
+            with suppress(httpx.HTTPError), httpx.Client(**WIRE.client) as client:
+                if client.get(f"{match[1]}/readyz").status_code == 200:
+                    return match[1]
+        time.sleep(0.05)
+    raise AssertionError(log_file.read_text())
 
 
 def run_command(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:

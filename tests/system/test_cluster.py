@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,11 +12,9 @@ import pytest
 
 from tests.storage.clusters import Cluster, running_cluster
 from tests.support.chat import Chat, Pair, environment, eventually
-from tests.support.running import COMMAND
+from tests.support.running import running_serve
 from tests.support.services import Database
 from tests.support.tokens import Signer
-from tests.support.wire import WIRE
-from tests.system.test_workers import wait_for_url
 
 CANDIDATES = 20
 """Pairs, of which each node has some."""
@@ -26,24 +23,12 @@ CANDIDATES = 20
 @contextmanager
 def serving(database: Database, redis_url: str, signer: Signer, log: Path) -> Iterator[Chat]:
     environ = environment(database, redis_url, signer) | {"SOTTOVOCE_RECONCILE_SECONDS": "60"}
-    arguments = ["serve", "--host", "127.0.0.1", "--port", "0", *WIRE.options.arguments()]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*COMMAND, *arguments], env=environ, stdout=output, stderr=subprocess.STDOUT
-        )
-    try:
-        port = httpx.URL(wait_for_url(process, log)).port
+    with running_serve(environ, log) as url:
+        port = httpx.URL(url).port
         assert port is not None
         chat = Chat(database, signer, port, log)
         with chat.client:
             yield chat
-    finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        finally:
-            process.kill()
-            process.wait()
 
 
 def is_ready(chat: Chat) -> bool:

@@ -2,11 +2,8 @@
 
 import base64
 import os
-import re
 import signal
 import statistics
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +16,9 @@ import trio
 
 from storage.embedded import EmbeddedValkey
 from tests.support.conversation import conversation
-from tests.support.running import COMMAND, RunningServer, clean_environment, running_server
+from tests.support.running import RunningServer, clean_environment, running_serve, running_server
 from tests.support.services import temporary_folder
 from tests.support.sse import BROKEN
-from tests.support.wire import WIRE
 
 LIMITS: dict[str, Any] = {"SOTTOVOCE_MAX_STREAMS_PER_USER": "500"}
 
@@ -52,41 +48,13 @@ def second_server(first: RunningServer, log_file: Path) -> Iterator[str]:
             "NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY": publishable_key(first.ready.issuer),
         }
     )
-    with log_file.open("wb") as log:
-        arguments = ["serve", "--host", "127.0.0.1", "--port", "0", *WIRE.options.arguments()]
-        process = subprocess.Popen(
-            [*COMMAND, *arguments], env=environ, stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        yield wait_for_url(process, log_file)
-    finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        finally:
-            process.kill()
-            process.wait()
+    with running_serve(environ, log_file) as served:
+        yield served
 
 
 def publishable_key(issuer: str) -> str:
     host = issuer.removeprefix("http://")
     return "pk_test_" + base64.b64encode(f"{host}$".encode()).decode()
-
-
-def wait_for_url(process: "subprocess.Popen[bytes]", log_file: Path) -> str:
-    """The URL that it prints, once it is ready."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log_file.read_text()
-        if match := re.search(r"serving on (https?://\S+)", log_file.read_text()):
-            try:
-                with httpx.Client(**WIRE.client) as client:
-                    if client.get(f"{match[1]}/readyz").status_code == 200:
-                        return match[1]
-            except httpx.HTTPError:
-                pass
-        time.sleep(0.05)
-    raise AssertionError(log_file.read_text())
 
 
 async def test_a_send_to_one_worker_reaches_the_streams_of_all(server: RunningServer):
