@@ -51,12 +51,14 @@ class Send(msgspec.Struct):
     Attributes:
         author: of the campaign's people.
         attempts: in no order: some go to two servers at the same time.
+        allowed: nothing is wrong with it: it must not be refused.
     """
 
     channel_id: int
     author: str
     key: str
     attempts: list[Attempt] = []
+    allowed: bool = True
 
     @property
     def acknowledged(self) -> list[Attempt]:
@@ -164,7 +166,8 @@ class Violation(NamedTuple):
 
     Attributes:
         kind: lost, late (a stream was there and was not shown it in time), doubled, reordered,
-            leaked, refused (and stored all the same), forged (nobody sent it).
+            leaked, refused (and stored all the same), wronged (refused, and nothing was wrong with
+            it), forged (nobody sent it).
     """
 
     kind: str
@@ -224,11 +227,8 @@ def _eras(
     began = -math.inf
     for era in (*ledger.past, now):
         sends = [
-            Send(
-                send.channel_id,
-                send.author,
-                send.key,
-                [each for each in send.attempts if began <= each.at < era.ended],
+            msgspec.structs.replace(
+                send, attempts=[each for each in send.attempts if began <= each.at < era.ended]
             )
             for send in ledger.sends
         ]
@@ -319,6 +319,9 @@ def _check_sends(
                 yield Violation("lost", where, f"acknowledged as {seq}, and stored otherwise")
         elif send.refused and row is not None:
             yield Violation("refused", where, "never accepted, and stored")
+        if send.allowed and any(400 <= each.status < 500 for each in send.attempts):
+            statuses = sorted({each.status for each in send.attempts})
+            yield Violation("wronged", where, f"allowed, and answered with {statuses}")
     known = {send.key for send in sends}
     for key, (channel_id, _) in rows.items():
         if key not in known:

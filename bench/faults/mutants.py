@@ -105,6 +105,16 @@ MUTANTS = {
         ),
         only="valkey",
     ),
+    "Redis of the lost future is believed": Mutant(
+        (
+            Patch(
+                "storage/store.py",
+                "            self._keys.enter(epoch)\n",
+                "            self._keys.enter(0)\n",
+            ),
+        ),
+        only="is restored",
+    ),
 }
 
 

@@ -237,6 +237,7 @@ class Load:
         if rng.random() < NOT_ALLOWED:
             others = rng.choice(self.deployment.channels)
             wrong = {"content": ""} if others.id == channel.id else {"channelId": others.id}
+            send.allowed = False
             await self._try(send, body | wrong, posters, rng.randrange(len(posters)))
             return
         give_up = trio.current_time() + GIVE_UP_SECONDS

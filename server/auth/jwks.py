@@ -25,6 +25,9 @@ from msgspec import Meta
 MAX_JWKS_BYTES = 256 * 1024
 """A set of two keys is about 1 kB."""
 
+MAX_READS = 10
+"""Of the set, without a pause: more than an issuer changes its keys, fewer than it would notice."""
+
 MIN_KEY_BITS = 2048
 """RFC 7518 §3.3 asks this of RS256."""
 
@@ -173,11 +176,12 @@ class RemoteKeys:
 
     - A known key is answered at once. When the set is older than `max_age`, one caller reads it
       again and waits for that, `timeout` at most; the others get the key that is known.
-    - An unknown key makes one caller read the set; those who come meanwhile share the outcome.
-      After that nobody reads it for `min_interval`, however many unknown keys are asked for.
-    - While the endpoint fails, known keys stay good. Whether an unknown one exists cannot be
-      told then, so it is `KeysUnavailable`, and again without a request until the interval is
-      over. As long as no set was ever read, the interval is `timeout`: nobody can sign in.
+    - An unknown key makes one caller read the set; those who asked before that share the outcome.
+      So an issuer may rotate its keys at any moment. Against floods of unknown keys there are
+      `MAX_READS` at once, and one more each `min_interval`.
+    - Whether an unknown key exists cannot be told while the endpoint fails, nor in a flood: then
+      it is `KeysUnavailable`, without a request until the interval is over. Known keys stay good.
+      As long as no set was ever read, the interval is `timeout`: nobody can sign in.
 
     A read belongs to everybody who waits, so it is shielded from the cancellation of the caller
     that happens to do it; that caller is held up for `timeout` at most.
@@ -185,7 +189,7 @@ class RemoteKeys:
     Args:
         url: of the JWKS.
         fetch: returns the body at `url`, or raises.
-        min_interval: seconds from the end of one read to the next.
+        min_interval: seconds from the end of one read to the next, of many.
         max_age: seconds; a key that the issuer withdrew is believed this long, while the
             endpoint answers.
         timeout: seconds for one read, all of it.
@@ -197,7 +201,7 @@ class RemoteKeys:
         url: str,
         *,
         fetch: Callable[[str], Awaitable[bytes]] = fetch_jwks,
-        min_interval: float = 30.0,
+        min_interval: float = 10.0,
         max_age: float = 3600.0,
         timeout: float = 3.0,
         clock: Callable[[], float] = trio.current_time,
@@ -211,25 +215,40 @@ class RemoteKeys:
         self._reading = trio.Lock()
         self._keys: dict[str, RSAPublicKey] = {}
         self._read_at = float("-inf")
-        self._next_read_at = float("-inf")
+        self._reads = 0
+        """Begun so far."""
+        self._full_at = float("-inf")
+        """When `MAX_READS` are free again; each takes one interval of it."""
         self._failing = False
 
     async def key(self, kid: str | None) -> RSAPublicKey:
         """As `KeySource.key`; a token without a `kid` names no key of a set."""
         if kid is None:
             raise UnknownKey
-        if kid in self._keys and self._clock() < self._read_at + self._max_age:
+        if self._knows(kid):
             return self._keys[kid]
+        before = self._reads
         if not (kid in self._keys and self._reading.locked()):
             async with self._reading:
-                # Whoever waited for the lock takes the outcome of the read that held it.
-                if self._clock() >= self._next_read_at:
+                # Whoever waited for the lock takes the outcome of a read that began meanwhile.
+                if (
+                    self._reads == before
+                    and not self._knows(kid)
+                    and self._clock() >= self._next_read_at
+                ):
                     await self._read()
         if (key := self._keys.get(kid)) is not None:
             return key
-        if self._failing:
+        if self._failing or self._reads == before:
             raise KeysUnavailable(max(1.0, self._next_read_at - self._clock()))
         raise UnknownKey
+
+    def _knows(self, kid: str) -> bool:
+        return kid in self._keys and self._clock() < self._read_at + self._max_age
+
+    @property
+    def _next_read_at(self) -> float:
+        return self._full_at - (MAX_READS - 1) * self._min_interval
 
     async def prefetch(self) -> None:
         """Read the set before anybody asks, so that a new worker needs the endpoint no more; while
@@ -243,6 +262,7 @@ class RemoteKeys:
 
     async def _read(self) -> None:
         started = self._clock()
+        self._reads += 1
         keys: dict[str, RSAPublicKey] | None = None
         error = "TooSlow"
         with trio.move_on_after(self._timeout, shield=True):
@@ -256,5 +276,9 @@ class RemoteKeys:
         else:
             log.info("jwks_fetched", keys=len(keys), ms=round((now - started) * 1000))
             self._keys, self._read_at = keys, now
+        if keys is None:  # until it is known to be back, each has its interval
+            pause = self._min_interval if self._keys else self._timeout
+            self._full_at = now + pause + (MAX_READS - 1) * self._min_interval
+        else:
+            self._full_at = (now if self._failing else max(now, self._full_at)) + self._min_interval
         self._failing = keys is None
-        self._next_read_at = now + (self._min_interval if self._keys else self._timeout)

@@ -19,7 +19,7 @@ from storage.contract import (
     StoreUnavailable,
 )
 
-LEAST_SHARE = 0.2
+LEAST_SHARE = 0.1
 """Of a request's time for storage work, for the append, however long what came before it took."""
 
 

@@ -66,7 +66,7 @@ def test_what_nobody_promised_is_no_violation():
     ledger.sends[4].attempts = [Attempt(1.0, 1.5, UNKNOWN, 0), Attempt(3.0, 1.5, 503, 1)]
     ledger.sends += [
         Send(1, "therapist", "never", [Attempt(1.0, 1.5, UNKNOWN, 0)]),
-        Send(1, "therapist", "refused", [Attempt(1.0, 0.1, 403, 0)]),
+        Send(1, "therapist", "refused", [Attempt(1.0, 0.1, 403, 0)], allowed=False),
     ]
     ledger.readers += [
         Reader(1, "away", [Session(0, None, 0.0, shown=[shown(1), shown(2)])]),
@@ -106,6 +106,10 @@ def acknowledge_another(ledger: Ledger, stored: Stores) -> None:
 
 def store_what_was_refused(ledger: Ledger, stored: Stores) -> None:
     ledger.sends[9].attempts[0] = Attempt(1.0, 0.1, 409, 0)
+
+
+def refuse_what_is_allowed(ledger: Ledger, stored: Stores) -> None:
+    ledger.sends[0].attempts.insert(0, Attempt(0.5, 0.1, 401, 0))
 
 
 def store_what_nobody_sent(ledger: Ledger, stored: Stores) -> None:
@@ -178,6 +182,7 @@ LIES: list[tuple[Callable[[Ledger, Stores], None], str]] = [
     (show_another_channels, "leaked"),
     (show_another_channels_as_ours, "leaked"),
     (store_what_was_refused, "refused"),
+    (refuse_what_is_allowed, "wronged"),
     (store_what_nobody_sent, "forged"),
     (show_what_is_not_stored, "forged"),
 ]
