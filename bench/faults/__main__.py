@@ -23,7 +23,7 @@ def main(
     minutes: Annotated[float, typer.Option(min=0.1, help="Of faults.")] = 10.0,
     seed: Annotated[int | None, typer.Option(help="Of chance; printed.")] = None,
     channels: Annotated[int, typer.Option(min=2)] = 200,
-    rate: Annotated[float, typer.Option(min=1.0, help="Sends a second.")] = 200.0,
+    rate: Annotated[float, typer.Option(min=1.0, help="Sends a second.")] = 120.0,
     only: Annotated[str, typer.Option(help="Faults whose names have this in them.")] = "",
 ) -> None:
     """Break everything, on purpose, under load; then check the ledger."""

@@ -119,6 +119,8 @@ class Outcome(NamedTuple):
     silences: int
     complaints: Counter[str]
     """Lines of the servers' logs that are warnings or worse, by event."""
+    busy: float
+    """Percent of the machine's CPU, on average: near 100 the times say more of it than of us."""
 
     @property
     def faults(self) -> Counter[str]:
@@ -187,7 +189,9 @@ async def run_campaign(
             before = await usage(deployment)
             load.talk(talkers)
             await trio.sleep(WARM_SECONDS)
+            psutil.cpu_percent()
             windows = await _break(place, kinds, seconds, say)
+            busy = psutil.cpu_percent()
             say("all is mended: the last sends, and what is still to be seen")
             load.stop()
             await _settle(talkers, load, deployment)
@@ -210,7 +214,17 @@ async def run_campaign(
         if window.alone:
             times[window.kind].append(_times(window, load, attempts))
     return Outcome(
-        seed, ledger, violations, waited, windows, times, before, after, load.silences, complaints
+        seed=seed,
+        ledger=ledger,
+        violations=violations,
+        waited=waited,
+        windows=windows,
+        times=times,
+        before=before,
+        after=after,
+        silences=load.silences,
+        complaints=complaints,
+        busy=busy,
     )
 
 

@@ -145,7 +145,7 @@ def show(outcome: Outcome, console: Console) -> None:
             f"{name} {was:.0f} -> {now:.0f}"
             for name, was, now in zip(Usage._fields, before, after, strict=True)
         )
-        + f"; {outcome.silences} times no heartbeat came"
+        + f"; {outcome.silences} times no heartbeat came; the machine was {outcome.busy:.0f} % busy"
     )
     for leak in outcome.leaks:
         console.print(f"LEAK {leak}")

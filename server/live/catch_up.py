@@ -84,7 +84,8 @@ class CatchUp:
             try:
                 ahead = await self._store.heads(known)
             except StoreUnavailable:
-                await trio.sleep(RETRY_SECONDS)
+                await trio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))
+                self.look_now()  # not only after the next pause
                 continue
             took = trio.current_time() - started
             for channel_id, head in ahead.items():

@@ -31,6 +31,7 @@ def outcome(times: dict[str, list[Times]], *violations: Violation) -> Outcome:
         after=USAGE,
         silences=0,
         complaints=Counter({"dependency_down": 2}),
+        busy=50.0,
     )
 
 

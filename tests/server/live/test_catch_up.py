@@ -2,7 +2,7 @@
 
 import trio
 
-from server.live.catch_up import GRACE_SECONDS, CatchUp
+from server.live.catch_up import GRACE_SECONDS, RETRY_SECONDS, CatchUp
 from server.live.hub import QUIET_SECONDS, Hub
 from tests.server.live.fakes import FakeStore, frame, record
 from tests.server.live.test_hub import Stream, joined
@@ -220,4 +220,18 @@ async def test_after_a_slow_look_it_waits_for_longer_and_twice_at_most(autojump_
             before = len(world.store.looks)
             await trio.sleep(100)
             assert least <= len(world.store.looks) - before <= most
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_look_that_failed_is_made_again_soon(autojump_clock):
+    """And not a whole pause later: what is missing is missing for longer already."""
+    world = World(reconcile=4)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.catch_up.serve)
+        await trio.sleep(1)
+        world.store.down = True
+        await trio.sleep(5)
+        world.store.newest, world.store.down = 1, False
+        await trio.sleep(RETRY_SECONDS * 1.5 + GRACE_SECONDS + 0.1)
+        assert world.stream.seqs == [1]
         nursery.cancel_scope.cancel()
