@@ -117,7 +117,7 @@ def run(
     arguments = [
         "--headless", "--only-summary", "--loglevel", "WARNING", "--run-time", f"{seconds:.0f}",
         "--html", f"{prefix}.html", "--csv", str(prefix), "--csv-full-history",
-        "--summary", f"{prefix}.json",
+        "--summary", f"{prefix}.json", "--json-file", f"{prefix}_stats",
         "--users", str(users), "--spawn-rate", str(spawn_rate),
         "--sends-per-stream", f"{sends / users:.9g}",
         "--heartbeat-seconds", str(heartbeat_seconds), *usual.extra, *context.args,

@@ -7,75 +7,74 @@ from loadtest.objectives import FILE
 
 
 def add_options(parser: LocustArgumentParser) -> None:
-    group = parser.add_argument_group("Sottovoce")
-    group.add_argument(
+    parser.add_argument(
         "--tokens",
         default=".load/tokens",
         include_in_web_ui=False,
         help="What `sottovoce seed` wrote: each worker takes its share of the channels.",
     )
-    group.add_argument(
+    parser.add_argument(
         "--sends-per-stream",
         type=float,
         default=0.02,
         help="Messages a second for each open stream of a StreamUser: 0.02 is 200 of 10,000.",
     )
-    group.add_argument(
+    parser.add_argument(
         "--heartbeat-seconds",
         type=float,
         default=15.0,
         help="The server's SOTTOVOCE_HEARTBEAT_SECONDS.",
     )
-    group.add_argument(
+    parser.add_argument(
         "--cut-every",
         type=float,
         default=0.0,
         help="Seconds after which a stream is lost, on average; 0 for never.",
     )
-    group.add_argument(
+    parser.add_argument(
         "--haste",
         type=float,
         default=1.0,
         help="By which people's pauses and visits are divided.",
     )
-    group.add_argument(
+    parser.add_argument(
         "--herd-every",
         type=float,
         default=30.0,
         help="Seconds between two thundering herds, in the scenario of that name.",
     )
-    group.add_argument(
+    parser.add_argument(
         "--step-users",
         type=int,
         default=1000,
         help="Users that each step adds, in the scenario of that name.",
     )
-    group.add_argument(
+    parser.add_argument(
         "--step-seconds",
         type=float,
         default=30.0,
         help="That a step is held, from when its users have come.",
     )
-    group.add_argument(
+    parser.add_argument(
         "--settle-seconds",
         type=float,
         default=SETTLE_SECONDS,
         include_in_web_ui=False,
         help="From the acknowledgment until a message must have been shown.",
     )
-    group.add_argument(
+    parser.add_argument(
         "--objectives",
         default=str(FILE),
         include_in_web_ui=False,
         help="What the run must reach.",
     )
-    group.add_argument(
+    parser.add_argument(
         "--summary",
         default="",
         include_in_web_ui=False,
         help="A file for the summary, as JSON.",
     )
-    group.add_argument(
+    parser.add_argument(
         "--server-ready",
         default="",
         include_in_web_ui=False,

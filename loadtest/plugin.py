@@ -69,11 +69,13 @@ class Plugin:
         self._recording: gevent.Greenlet[..., None] | None = None
         self._server: ServerWatch | None = None
         self._verdict: Verdict | None = None
+        self._figures: dict[str, float] = {}
         found = environment.events
         found.test_start.add_listener(self.on_start)
         found.test_stopping.add_listener(self.on_stopping)
         found.test_stop.add_listener(self.on_stop)
         found.quitting.add_listener(self.on_quitting)
+        found.quit.add_listener(self.on_quit)
         found.report_to_master.add_listener(self.on_report_to_master)
         found.worker_report.add_listener(self.on_worker_report)
         if self._has_users:
@@ -157,7 +159,8 @@ class Plugin:
         objectives = read_objectives(Path(self._parsed.objectives), self._scenario)
         self._verdict = judge(objectives, figures)
         self._figures = figures
-        summary.show(self._scenario, figures, self._verdict)
+        if not self._parsed.headless:  # else at the very end, below what Locust prints
+            summary.show(self._scenario, figures, self._verdict)
         if self._parsed.summary:
             summary.write(Path(self._parsed.summary), self._scenario, figures, self._verdict)
 
@@ -173,6 +176,10 @@ class Plugin:
         else:
             code = self._verdict.exit_code or int(bool(self._runner.exceptions))
             self._environment.process_exit_code = code
+
+    def on_quit(self, **_: object) -> None:
+        if self._verdict is not None and self._parsed.headless:
+            summary.show(self._scenario, self._figures, self._verdict)
 
     # Locust's master and its workers
 

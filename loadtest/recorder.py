@@ -135,14 +135,15 @@ class Recorder:
             "streams_open_most": float(self._most_open),
             **_counts(self.tally),
         }
-        for name, entry in {
-            "connect": stats.get(CONNECT, STREAM),
-            "first_event": stats.get(FIRST_EVENT, STREAM),
-            "reconnect": stats.get(RECONNECT, STREAM),
-            "delivery": stats.get(DELIVERY, STREAM),
-            "send": stats.get(SEND, POST),
+        for name, key in {
+            "connect": (CONNECT, STREAM),
+            "first_event": (FIRST_EVENT, STREAM),
+            "reconnect": (RECONNECT, STREAM),
+            "delivery": (DELIVERY, STREAM),
+            "send": (SEND, POST),
         }.items():
-            if entry.response_times:
+            entry = stats.entries.get(key)  # looking alone would make an empty one
+            if entry is not None and entry.response_times:
                 for label, share in {"p50": 0.5, "p99": 0.99, "p999": 0.999}.items():
                     found[f"{name}_{label}_ms"] = entry.get_response_time_percentile(share)
                 found[f"{name}_max_ms"] = entry.max_response_time
