@@ -125,10 +125,10 @@ class Listener:
         Args:
             return_within: seconds, at random; None: when the server asked to.
         """
-        if return_within is not None:
+        if return_within is not None and self._stream is not None:
             self._pause = random.uniform(0.0, return_within)
-        self._cut = True
         if self._stream is not None:
+            self._cut = True
             self._stream.close()
 
     def forget_cursor(self) -> None:
@@ -155,7 +155,9 @@ class Listener:
         finally:
             stream.close()
             self._stream = None
-            session.ledger.away(self._reader)
+            if self.online:
+                session.open -= 1
+                session.ledger.away(self._reader)
         if opened:
             self._lost_at = time.monotonic()
         if self._pause is not None:
@@ -200,6 +202,7 @@ class Listener:
         if self._lost_at is not None:
             figures.reconnected(now - self._lost_at)
             self._lost_at = None
+        self._session.open += 1
         self._session.ledger.connected(self._reader, now, resumed=bool(self._cursor))
 
     def _message(self, event: ServerSentEvent, data: _Data) -> None:

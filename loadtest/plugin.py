@@ -160,9 +160,15 @@ class Plugin:
         self._verdict = judge(objectives, figures)
         self._figures = figures
         if not self._parsed.headless:  # else at the very end, below what Locust prints
-            summary.show(self._scenario, figures, self._verdict)
+            summary.show(self._scenario, figures, self._verdict, self._recorder.marks)
         if self._parsed.summary:
-            summary.write(Path(self._parsed.summary), self._scenario, figures, self._verdict)
+            summary.write(
+                Path(self._parsed.summary),
+                self._scenario,
+                figures,
+                self._verdict,
+                self._recorder.marks,
+            )
 
     def on_quitting(self, **_: object) -> None:
         if not self._reports:
@@ -179,7 +185,7 @@ class Plugin:
 
     def on_quit(self, **_: object) -> None:
         if self._verdict is not None and self._parsed.headless:
-            summary.show(self._scenario, self._figures, self._verdict)
+            summary.show(self._scenario, self._figures, self._verdict, self._recorder.marks)
 
     # Locust's master and its workers
 

@@ -119,11 +119,15 @@ class Recorder:
     def lately(self) -> dict[str, float]:
         """What objectives look at, since `look_again`; times are of the last ten seconds."""
         found = _counts(self.tally.minus(self._looked))
-        p99 = self._environment.stats.get(DELIVERY, STREAM).get_current_response_time_percentile(
-            0.99
-        )
-        if p99 is not None:
-            found["delivery_p99_ms"] = p99
+        stats = self._environment.stats
+        for name, entry, share in (
+            ("delivery_p99_ms", stats.get(DELIVERY, STREAM), 0.99),
+            ("generator_lag_p99_ms", stats.get(LAG, GAUGE), 0.99),
+            ("generator_cpu_percent", stats.get(CPU, GAUGE), 0.5),
+        ):
+            value = entry.get_current_response_time_percentile(share)
+            if value is not None:
+                found[name] = value
         return found
 
     def figures(self) -> dict[str, float]:

@@ -79,10 +79,7 @@ class Session:
         self._listeners: list[Listener] = []
         self._greenlets = Group()
         self._heartbeats = Listening(options.heartbeat_seconds, every=TICK_SECONDS)
-
-    @property
-    def open(self) -> int:
-        return sum(listener.online for listener in self._listeners)
+        self.open = 0
 
     def start(self) -> None:
         self._greenlets.spawn(self._every_second)

@@ -142,11 +142,12 @@ class Steps(Hold):
         elif at < self._until or (recorder.open < self._users * 0.999 and at < self._until + 60):
             return self._users, self.spawn_rate
         else:
-            broken = [
-                str(each.objective) for each in judge(self._objectives, recorder.lately()).missed
-            ]
-            if broken:
-                recorder.mark(f"{self._users} users: {', '.join(broken)}")
+            verdict = judge(self._objectives, recorder.lately())
+            if verdict.missed:
+                why = ", ".join(f"not {each.objective}" for each in verdict.missed)
+                if verdict.generator:
+                    why += f"; the generator was the limit: {verdict.generator}"
+                recorder.mark(f"{self._users} users: {why}")
                 return None
             recorder.held_users = self._users
             recorder.mark(f"{self._users} users held")

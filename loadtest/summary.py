@@ -1,13 +1,14 @@
 """What a run has shown: on one screen, and as JSON beside Locust's own files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from loadtest.course import Mark
 from loadtest.objectives import Verdict
 
 WIDTH = 100
@@ -15,8 +16,10 @@ NOTHING = "–"
 BLAME_NOTE = "the times above are the generator's too, and say little of the server"
 
 
-def render(scenario: str, figures: Mapping[str, float], verdict: Verdict) -> Group:
-    """A screen of 24 lines by 100 characters."""
+def render(
+    scenario: str, figures: Mapping[str, float], verdict: Verdict, marks: Sequence[Mark] = ()
+) -> Group:
+    """A screen of 24 lines by 100 characters, if not much happened."""
     seconds = figures.get("seconds", 0.0)
     told = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     told.add_row(
@@ -64,6 +67,7 @@ def render(scenario: str, figures: Mapping[str, float], verdict: Verdict) -> Gro
     lines: list[Table | Text] = [
         Text(f"{scenario}, {seconds:.0f} s", style="bold"), told, Text(), times, Text(),
     ]  # fmt: skip
+    lines += [Text(f"{mark.at:.0f} s: {mark.what}") for mark in marks]
     for judged in verdict.judged:
         if not judged.met:
             value = "not measured" if judged.value is None else f"{judged.value:,.6g}"
@@ -78,11 +82,19 @@ def render(scenario: str, figures: Mapping[str, float], verdict: Verdict) -> Gro
     return Group(*lines)
 
 
-def show(scenario: str, figures: Mapping[str, float], verdict: Verdict) -> None:
-    Console(width=WIDTH, highlight=False).print(render(scenario, figures, verdict))
+def show(
+    scenario: str, figures: Mapping[str, float], verdict: Verdict, marks: Sequence[Mark]
+) -> None:
+    Console(width=WIDTH, highlight=False).print(render(scenario, figures, verdict, marks))
 
 
-def write(file: Path, scenario: str, figures: Mapping[str, float], verdict: Verdict) -> None:
+def write(
+    file: Path,
+    scenario: str,
+    figures: Mapping[str, float],
+    verdict: Verdict,
+    marks: Sequence[Mark],
+) -> None:
     """
     Raises:
         OSError
@@ -94,6 +106,7 @@ def write(file: Path, scenario: str, figures: Mapping[str, float], verdict: Verd
             {"objective": str(each.objective), "value": each.value, "met": each.met}
             for each in verdict.judged
         ],
+        "marks": [mark._asdict() for mark in marks],
         "generator_was_the_limit": verdict.generator,
         "exit_code": verdict.exit_code,
     }

@@ -27,6 +27,7 @@ LOOK_SECONDS = 0.25
 class StreamUser(User):
     """Holds a stream, resumes it by its cursor, and is sent from by the pacer."""
 
+    weight = 4
     bytes_per_second: int | None = None
 
     @task
@@ -48,8 +49,10 @@ class StreamUser(User):
 
 
 class SlowReader(StreamUser):
-    """The same, who reads a few words a second: his order is judged, his time is not."""
+    """The same, who reads a few words a second: his order is judged, his time is not. One comes
+    with four of the others."""
 
+    weight = 1
     bytes_per_second = SLOW_BYTES_PER_SECOND
 
 
