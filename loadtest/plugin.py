@@ -13,13 +13,14 @@ from weakref import WeakKeyDictionary
 import gevent
 import locust.html
 import locust.stats
+import msgspec
 from locust import events
 from locust.env import Environment
 from locust.runners import MasterRunner, Runner, WorkerRunner
 
 from loadtest import summary
 from loadtest.local import ServerWatch
-from loadtest.objectives import Verdict, judge, read_objectives
+from loadtest.objectives import Objective, Verdict, judge, read_objectives
 from loadtest.options import add_options
 from loadtest.recorder import Recorder, of_worker, to_master
 from loadtest.session import Options, Session, begin_session, find_session
@@ -29,7 +30,7 @@ DROP = "sottovoce-drop"
 DRAIN = "sottovoce-drain"
 TALLY = "sottovoce"
 RECORD_SECONDS = 1.0
-REPORT_SECONDS = 4.0
+REPORT_SECONDS = 5.0
 """A worker reports every three seconds: after so long its last figures are there."""
 
 log = logging.getLogger("sottovoce")
@@ -70,6 +71,7 @@ class Plugin:
         self._server: ServerWatch | None = None
         self._verdict: Verdict | None = None
         self._figures: dict[str, float] = {}
+        self._objectives: list[Objective] = []
         found = environment.events
         found.test_start.add_listener(self.on_start)
         found.test_stopping.add_listener(self.on_stopping)
@@ -97,19 +99,24 @@ class Plugin:
     def on_start(self, **_: object) -> None:
         self._recorder.begin()
         self._verdict = None
-        if self._has_users:
-            index, of = 0, 1
-            if isinstance(self._runner, WorkerRunner):
-                index, of = self._runner.worker_index, self._parsed.expect_workers
-            options = Options.of(self._parsed)
-            begin_session(
-                self._environment,
-                lambda: Session(self._environment, options, index=index, of=of),
-            )
-        if self._reports:
-            if self._parsed.server_ready:
-                self._server = ServerWatch(Path(self._parsed.server_ready))
-            self._recording = gevent.spawn(self._record)
+        try:
+            if self._has_users:
+                self._begin_session()
+            if self._reports:
+                self._objectives = read_objectives(Path(self._parsed.objectives), self._scenario)
+                if self._parsed.server_ready:
+                    self._server = ServerWatch(Path(self._parsed.server_ready))
+                self._recording = gevent.spawn(self._record)
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
+            log.error("the run cannot begin: %s", error)
+            gevent.spawn(self._runner.quit)
+
+    def _begin_session(self) -> None:
+        index, of = 0, 1
+        if isinstance(self._runner, WorkerRunner):
+            index, of = self._runner.worker_index, self._parsed.expect_workers
+        options = Options.of(self._parsed)
+        begin_session(Session(self._environment, options, index=index, of=of))
 
     def _record(self) -> None:
         while True:
@@ -156,8 +163,7 @@ class Plugin:
         figures = self._recorder.figures()
         if self._server is not None:
             figures |= self._server.figures()
-        objectives = read_objectives(Path(self._parsed.objectives), self._scenario)
-        self._verdict = judge(objectives, figures)
+        self._verdict = judge(self._objectives, figures)
         self._figures = figures
         if not self._parsed.headless:  # else at the very end, below what Locust prints
             summary.show(self._scenario, figures, self._verdict, self._recorder.marks)

@@ -43,23 +43,22 @@ class Recorder:
     """
 
     def __init__(self, environment: Environment) -> None:
-        self.rows: list[Row] = []
-        self.marks: list[Mark] = []
-        self.held_users: int | None = None
         self._environment = environment
-        self._began = time.monotonic()
-        self._tallies: dict[str, Tally] = {}
-        self._open: dict[str, int] = {}
-        self._before = Tally()
-        self._before_at = self._began
-        self._every = 1
-        self._seconds = 0
-        self._most_open = 0
-        self._looked = Tally()
+        self.begin()
 
     def begin(self) -> None:
         """A new run."""
-        self.__init__(self._environment)  # type: ignore[misc]
+        self.rows: list[Row] = []
+        self.marks: list[Mark] = []
+        self.held_users: int | None = None
+        self._began = time.monotonic()
+        self._tallies: dict[str, Tally] = {}
+        self._open: dict[str, int] = {}
+        self._before, self._before_at = Tally(), self._began
+        self._looked = Tally()
+        self._every = 1
+        self._seconds = 0
+        self._most_open = 0
 
     @property
     def tally(self) -> Tally:

@@ -2,7 +2,6 @@
 
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -11,6 +10,7 @@ import gevent
 import psutil  # type: ignore[import-untyped,unused-ignore]
 from gevent.pool import Group
 from locust.env import Environment
+from locust.exception import StopUser
 
 from loadtest.figures import CPU, LAG, MEMORY, Figures
 from loadtest.heartbeats import Listening
@@ -67,7 +67,9 @@ class Session:
     def __init__(
         self, environment: Environment, options: Options, *, index: int = 0, of: int = 1
     ) -> None:
-        assert environment.host is not None
+        if not environment.host:
+            raise ValueError("--host is missing")
+        self.environment = environment
         self.url = environment.host
         self.options = options
         self.target = Target.of(environment.host)
@@ -170,16 +172,22 @@ _sessions: WeakKeyDictionary[Environment, Session] = WeakKeyDictionary()
 
 
 def session_of(environment: Environment) -> Session:
-    """The run's in this process; there is one from `test_start` on."""
-    return _sessions[environment]
+    """The run's in this process; there is one from `test_start` on.
+
+    Raises:
+        StopUser: it could not begin.
+    """
+    session = _sessions.get(environment)
+    if session is None:
+        raise StopUser
+    return session
 
 
 def find_session(environment: Environment) -> Session | None:
     return _sessions.get(environment)
 
 
-def begin_session(environment: Environment, make: Callable[[], Session]) -> Session:
-    """A new one, in place of the one of an earlier run."""
-    session = _sessions[environment] = make()
+def begin_session(session: Session) -> None:
+    """In place of the one of an earlier run."""
+    _sessions[session.environment] = session
     session.start()
-    return session
