@@ -186,8 +186,9 @@ class Ledger:
         reader.online_since = None
 
     def reset(self, reader: Reader, now: float) -> None:
-        """The server refused the cursor: what follows starts afresh."""
+        """The server refused the cursor: what follows starts afresh, with numbers of its own."""
         self.tally.resets += 1
+        reader.channel.head = None
         self.connected(reader, now, resumed=False)
 
     def shown(self, reader: Reader, seq: int) -> Shown:

@@ -142,28 +142,24 @@ class Listener:
         self._cut = False
         receive_bytes = None if self._bytes_per_second is None else 2048
         stream = self._stream = Stream(session.target, self._on_event, receive_bytes=receive_bytes)
-        opened = False
         try:
             path = f"/api/chat/{self.seat.channel_id}"
             stream.open(path, self.seat.token, cursor=self._cursor)
-            session.figures.connected(time.monotonic() - self._began)
-            opened = True
             self._read(stream)
         except (Refused, Ended, OSError) as error:
             if not self._cut:
-                self._note(error, opened=opened)
+                self._note(error)
         finally:
             stream.close()
             self._stream = None
             if self.online:
                 session.open -= 1
                 session.ledger.away(self._reader)
-        if opened:
-            self._lost_at = time.monotonic()
+                self._lost_at = time.monotonic()
         if self._pause is not None:
             pause, self._pause = self._pause, None
             return pause
-        if opened and stream.parser.retry is not None:
+        if stream.parser.retry is not None:
             return stream.parser.retry / 1e3
         return RETRY_SECONDS * random.uniform(1.0, 2.0)
 
@@ -175,12 +171,13 @@ class Listener:
             size = stream.read(max(16, self._bytes_per_second // 10))
             gevent.sleep(size / self._bytes_per_second)
 
-    def _note(self, error: Exception, *, opened: bool) -> None:
-        if opened:
-            self._session.figures.ended_by_server()
-            return
-        why = str(error) if isinstance(error, Refused | Ended) else type(error).__name__
-        self._session.figures.connect_failed(time.monotonic() - self._began, why)
+    def _note(self, error: Exception) -> None:
+        figures = self._session.figures
+        if self.online:
+            figures.ended_by_server()
+        else:
+            why = str(error) if isinstance(error, Refused | Ended) else type(error).__name__
+            figures.connect_failed(time.monotonic() - self._began, why)
 
     def _on_event(self, event: ServerSentEvent) -> None:
         if event.event == "message":
@@ -198,6 +195,8 @@ class Listener:
     def _connected(self) -> None:
         now = time.monotonic()
         figures = self._session.figures
+        if self._stream is not None and self._stream.opened_at is not None:
+            figures.connected(self._stream.opened_at - self._began)
         figures.first_event(now - self._began)
         if self._lost_at is not None:
             figures.reconnected(now - self._lost_at)

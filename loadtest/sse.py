@@ -78,11 +78,22 @@ class Stream:
         receive_bytes: of SO_RCVBUF; None leaves it to the kernel.
 
     Attributes:
-        heard_at: when bytes last came, on `time.monotonic`.
+        opened_at: when the head of a 200 was there; None before. All times are on
+            `time.monotonic`.
+        heard_at: when bytes last came.
         parser: what the stream has said of `retry` and of its last id.
     """
 
-    __slots__ = ("_http", "_on_event", "_receive_bytes", "_sock", "_target", "heard_at", "parser")
+    __slots__ = (
+        "_http",
+        "_on_event",
+        "_receive_bytes",
+        "_sock",
+        "_target",
+        "heard_at",
+        "opened_at",
+        "parser",
+    )
 
     def __init__(
         self,
@@ -92,6 +103,7 @@ class Stream:
         receive_bytes: int | None = None,
     ) -> None:
         self.parser = EventStreamParser()
+        self.opened_at: float | None = None
         self.heard_at = time.monotonic()
         self._target = target
         self._on_event = on_event
@@ -115,7 +127,7 @@ class Stream:
         with gevent.Timeout(OPEN_SECONDS, TimeoutError(f"not open after {OPEN_SECONDS:.0f} s")):
             self._sock = self._connect()
             self._sock.sendall(request.encode())
-            while not self._http.get_status_code():
+            while self.opened_at is None:
                 self.read(BUFFER_BYTES)
 
     def read(self, size: int = BUFFER_BYTES) -> int:
@@ -166,6 +178,7 @@ class Stream:
         status = self._http.get_status_code()
         if status != 200:
             raise Refused(status)
+        self.opened_at = time.monotonic()
 
     def on_body(self, body: bytes) -> None:
         for event in self.parser.feed(body):
