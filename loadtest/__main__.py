@@ -192,8 +192,8 @@ def _server(
 
 
 def _seeded(server: LocalServer, tokens: Path, users: int) -> list[str]:
-    """A therapist and her clients take two for each user, at most."""
-    server.seed(max(20, users), tokens)
+    """A therapist takes eight pairs; people who come before her take some of their own."""
+    server.seed(2 * users, tokens)
     return [
         "--host", server.url, "--tokens", str(tokens), "--server-ready", str(server.ready_file),
     ]  # fmt: skip

@@ -109,6 +109,7 @@ class Listener:
                 gevent.sleep(self._listen_once())
         finally:
             self._session.went(self)
+            self._lost_at = None  # left, not lost
 
     def leave(self) -> None:
         """Nobody comes back here: nothing is owed any more."""

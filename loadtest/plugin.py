@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import gevent
 import locust.html
+import locust.runners
 import locust.stats
 import msgspec
 from locust import events
@@ -30,8 +31,10 @@ DROP = "sottovoce-drop"
 DRAIN = "sottovoce-drain"
 TALLY = "sottovoce"
 RECORD_SECONDS = 1.0
-REPORT_SECONDS = 5.0
-"""A worker reports every three seconds: after so long its last figures are there."""
+WORKER_REPORT_SECONDS = 1.0
+"""Between two reports of a worker, so that the master's charts show each second."""
+LAST_REPORT_SECONDS = 2.5
+"""After which what a worker counted last has come."""
 
 log = logging.getLogger("sottovoce")
 _recorders: WeakKeyDictionary[Environment, Recorder] = WeakKeyDictionary()
@@ -49,12 +52,13 @@ def three_digits(response_time: float) -> int:
     return round(round(response_time), -1 if response_time < 10_000 else -2)
 
 
-def _tune_statistics() -> None:
+def _tune_locust() -> None:
     """By the module's variables, which is how Locust lets them be set."""
     locust.stats.bucket_response_time = three_digits
     locust.stats.PERCENTILES_TO_REPORT = [0.5, 0.9, 0.95, 0.99, 0.999, 1.0]
     locust.stats.PERCENTILES_TO_STATISTICS = [0.99, 0.999]
     locust.stats.PERCENTILES_TO_CHART = [0.5, 0.99, 0.999]
+    locust.runners.WORKER_REPORT_INTERVAL = WORKER_REPORT_SECONDS
     locust.html.PERCENTILES_FOR_HTML_REPORT = [0.5, 0.9, 0.95, 0.99, 0.999, 1.0]
 
 
@@ -145,7 +149,7 @@ class Plugin:
         """What is on its way arrives before anybody leaves, and the figures are closed."""
         if isinstance(self._runner, MasterRunner):
             self._runner.send_message(DRAIN, None)
-            gevent.sleep(self._parsed.settle_seconds + REPORT_SECONDS)
+            gevent.sleep(self._parsed.settle_seconds + LAST_REPORT_SECONDS)
         self.on_drain()
         if self._reports and self._recording is not None:
             self._recording.kill()
@@ -216,6 +220,6 @@ def _on_init(environment: Environment, runner: Runner, **_: object) -> None:
     Plugin(environment, runner)
 
 
-_tune_statistics()
+_tune_locust()
 events.init_command_line_parser.add_listener(add_options)
 events.init.add_listener(_on_init)

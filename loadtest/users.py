@@ -60,6 +60,8 @@ class ChatUser(User):
     """A person: looks at the channels, listens, thinks, types, sends, marks as read, leaves,
     comes back. How long each takes is in `loadtest/manners.py`, divided by `--haste`."""
 
+    weight = CLIENTS
+
     @task
     def live(self) -> None:
         session = session_of(self.environment)
@@ -113,6 +115,8 @@ class ChatUser(User):
 class Therapist(User):
     """Opens a channel with each of eight clients, listens to all of them at once, and answers
     whoever has written. The clients' seats are taken by the next users."""
+
+    weight = 1
 
     @task
     def work(self) -> None:
