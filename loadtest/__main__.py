@@ -115,7 +115,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     prefix = out / scenario
     arguments = [
-        "--headless", "--only-summary", "--loglevel", "WARNING", "--run-time", f"{seconds:.0f}",
+        "--headless", "--only-summary", "--loglevel", "ERROR", "--run-time", f"{seconds:.0f}",
         "--html", f"{prefix}.html", "--csv", str(prefix), "--csv-full-history",
         "--summary", f"{prefix}.json", "--json-file", f"{prefix}_stats",
         "--users", str(users), "--spawn-rate", str(spawn_rate),
@@ -221,7 +221,7 @@ def _locust(scenario: Scenario, arguments: list[str], processes: int, seconds: f
                 str(port),
             ]
             workers = [
-                subprocess.Popen([*worker, "--loglevel", "WARNING"], env=env, cwd=ROOT)
+                subprocess.Popen([*worker, "--loglevel", "ERROR"], env=env, cwd=ROOT)
                 for _ in range(processes)
             ]
         main = subprocess.Popen([*command, *arguments], env=env, cwd=ROOT)
