@@ -24,10 +24,6 @@ LAG = "generator lag (ms)"
 MEMORY = "generator memory (MB)"
 
 
-class Failure(Exception):
-    """A kind of failure, in words that name nobody: Locust counts those with equal words."""
-
-
 class Figures:
     """Of one process. Times are given in seconds.
 
@@ -49,7 +45,7 @@ class Figures:
     def connect_failed(self, seconds: float, why: str) -> None:
         self._ledger.tally.connects += 1
         self._ledger.tally.connect_failures += 1
-        self._took(STREAM, CONNECT, seconds, Failure(why))
+        self._took(STREAM, CONNECT, seconds, why)
 
     def first_event(self, seconds: float) -> None:
         """From connecting to `connected`."""
@@ -73,7 +69,7 @@ class Figures:
 
     def lost(self, count: int, settle_seconds: float) -> None:
         for _ in range(count):
-            self._took(STREAM, DELIVERY, None, Failure(f"not there after {settle_seconds:g} s"))
+            self._took(STREAM, DELIVERY, None, f"not there after {settle_seconds:g} s")
 
     def duplicate(self) -> None:
         self._wrong("duplicate", "a message was shown twice")
@@ -98,24 +94,25 @@ class Figures:
     def post_failed(self, name: str, seconds: float, why: str) -> None:
         if name == SEND:
             self._ledger.tally.send_failures += 1
-        self._took(POST, name, seconds, Failure(why))
+        self._took(POST, name, seconds, why)
 
     def gauge(self, name: str, value: float) -> None:
         """Not part of Locust's total: it is no request."""
         self._environment.stats.get(name, GAUGE).log(value, 0)
 
     def _wrong(self, name: str, why: str) -> None:
-        self._took(STREAM, name, None, Failure(why))
+        self._took(STREAM, name, None, why)
 
     def _took(
         self,
         kind: str,
         name: str,
         seconds: float | None,
-        error: Failure | None = None,
+        error: str | None = None,
         *,
         size: int = 0,
     ) -> None:
+        """An error names nobody: Locust counts those with equal words."""
         self._fire(
             request_type=kind,
             name=name,
