@@ -5,16 +5,19 @@ charts, but takes pages and tables of ours.
 """
 
 import html
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from loadtest.course import Mark, Row
 
-WIDTH, HEIGHT = 900, 240
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 40
+WIDTH, HEIGHT = 900, 250
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 46, 40
 COLOURS = ("#0b6e4f", "#3b5b92")
 MARKED, GRID = "#c1440e", "#808080"
 TICKS = 4
+"""At least half as many, at round numbers."""
+ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
 class Line(NamedTuple):
@@ -40,6 +43,12 @@ def charts_of(rows: Sequence[Row], figures: dict[str, float]) -> list[Chart]:
         values = ((row.at, getattr(row, name)) for row in rows)
         return Line(label, [(at, value) for at, value in values if value is not None])
 
+    lost, expected = figures.get("lost", 0), figures.get("expected", 0)
+    made = (
+        f"{lost:,.0f} of {expected:,.0f} deliveries that were owed were not made"
+        if lost
+        else f"All {expected:,.0f} deliveries that were owed were made"
+    )
     rates = [row.rate for row in rows if row.rate is not None]
     p99 = figures.get("delivery_p99_ms")
     return [
@@ -49,8 +58,7 @@ def charts_of(rows: Sequence[Row], figures: dict[str, float]) -> list[Chart]:
             [line("streams open", "open"), line("users", "users")],
         ),
         Chart(
-            f"{figures.get('delivery_percent', 100.0):.4g} % of "
-            f"{figures.get('expected', 0):,.0f} deliveries that were owed were made",
+            made,
             "% of what came due in that second",
             [line("delivery rate", "rate")],
             least=min([99.0, *rates]) if rates else 0.0,
@@ -84,9 +92,8 @@ def draw(charts: Sequence[Chart], marks: Sequence[Mark]) -> str:
 def _draw(chart: Chart, marks: Sequence[Mark]) -> str:
     points = [point for line in chart.lines for point in line.points]
     last = max((at for at, _ in points), default=1.0) or 1.0
-    least = chart.least
-    most = max((value for _, value in points), default=1.0)
-    most = most + 0.05 * (most - least) if most > least else least + 1.0
+    values = ticks(chart.least, max((value for _, value in points), default=chart.least))
+    least, most = values[0], values[-1]
 
     def x(at: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * min(at, last) / last
@@ -96,23 +103,36 @@ def _draw(chart: Chart, marks: Sequence[Mark]) -> str:
 
     parts = [
         _text(LEFT, 16, chart.title, size=14),
-        _text(4, TOP - 6, chart.unit),
+        _text(4, TOP - 10, chart.unit),
         _text(WIDTH - RIGHT, HEIGHT - 4, "seconds", anchor="end"),
     ]
-    for tick in range(TICKS + 1):
-        value, at = (least + (most - least) * tick / TICKS), last * tick / TICKS
+    for value in values:
         parts.append(_path([(LEFT, y(value)), (WIDTH - RIGHT, y(value))], GRID, width=0.5))
-        parts.append(_text(LEFT - 6, y(value) + 4, f"{value:,.4g}", anchor="end"))
-        parts.append(_text(x(at), HEIGHT - BOTTOM + 16, f"{at:,.0f}", anchor="middle"))
+        parts.append(_text(LEFT - 6, y(value) + 4, f"{value:,.5g}", anchor="end"))
+    parts.extend(
+        _text(x(at), HEIGHT - BOTTOM + 16, f"{at:,.5g}", anchor="middle")
+        for at in ticks(0.0, last)
+        if at <= last
+    )
     for mark in marks:
         parts.append(_path([(x(mark.at), TOP), (x(mark.at), HEIGHT - BOTTOM)], MARKED))
-        parts.append(_text(x(mark.at) + 4, TOP + 12, mark.what, colour=MARKED))
+        parts.append(_text(x(mark.at), TOP - 4, mark.what, colour=MARKED, anchor="middle"))
     for number, (line, colour) in enumerate(zip(chart.lines, COLOURS, strict=False)):
         parts.append(_path([(x(at), y(value)) for at, value in line.points], colour, width=1.6))
         where = WIDTH - RIGHT - 120 * (len(chart.lines) - number - 1)
-        parts.append(_text(where, TOP - 6, line.name, colour=colour, anchor="end"))
+        parts.append(_text(where, TOP - 10, line.name, colour=colour, anchor="end"))
     style = f"width:100%;max-width:{WIDTH}px;font:12px sans-serif"
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" style="{style}">{"".join(parts)}</svg>'
+
+
+def ticks(least: float, most: float) -> list[float]:
+    """Round numbers from `least` or below to `most` or above, a quarter or more apart."""
+    span = max(most - least, 1.0)
+    size = 10.0 ** math.floor(math.log10(span / TICKS))
+    step = next(size * number for number in ROUND if size * number * TICKS >= span * 0.999)
+    first = math.floor(least / step + 1e-9)
+    last = max(first + 1, math.ceil(most / step - 1e-9))
+    return [number * step for number in range(first, last + 1)]
 
 
 def _text(

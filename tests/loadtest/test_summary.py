@@ -2,6 +2,7 @@
 
 from io import StringIO
 
+import pytest
 from rich.console import Console
 
 from loadtest import charts, summary
@@ -47,9 +48,22 @@ def test_a_chart_has_a_finding_units_and_marks():
     drawn = charts.draw(charts.charts_of(rows, FIGURES), [Mark(5.0, "Redis <killed>")])
     assert drawn.count("<svg") == 5
     assert "900 ms or less for 99 % of the deliveries" in drawn
-    assert "99.99 % of 139,990 deliveries that were owed were made" in drawn
+    assert "14 of 139,990 deliveries that were owed were not made" in drawn
     assert drawn.count("seconds</text>") == 5
     assert drawn.count("Redis &lt;killed&gt;") == 5
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "shown"),
+    [
+        (0.0, 100.0, [0, 25, 50, 75, 100]),
+        (0.0, 79.0, [0, 20, 40, 60, 80]),
+        (0.0, 0.3, [0, 0.25, 0.5]),
+        (99.0, 100.0, [99, 99.25, 99.5, 99.75, 100]),
+    ],
+)
+def test_an_axis_has_round_numbers(least: float, most: float, shown: list[float]):
+    assert charts.ticks(least, most) == shown
 
 
 def test_an_empty_run_has_no_charts():
