@@ -59,9 +59,6 @@ class Hold(LoadTestShape):
         del at
         return self.users, self.spawn_rate
 
-    def reset_time(self) -> None:
-        super().reset_time()
-
     def _option(self, name: str) -> float | None:
         assert self.runner is not None
         value: float | None = getattr(self.runner.environment.parsed_options, name)
