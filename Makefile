@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 .PHONY: help install demo test test-stock test-tls test-h2 test-paths check format bench bench-peers load load-ui load-distributed load-mutants faults faults-mutants docs constraints clean
 
 help: ## these lines
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 install: $(STAMP) ## make .venv with everything that demo, test and check need
 $(STAMP): pyproject.toml constraints.txt
@@ -79,5 +79,5 @@ docs: install ## fill the tables in README.md and docs/ from the code
 constraints: install ## write down the versions that are installed now
 	$(BIN)/python -m pip freeze --exclude-editable --disable-pip-version-check | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
 
-clean: ## forget .venv and the demo's data
-	rm -rf .venv .sottovoce
+clean: ## forget .venv, the demo's data and reports of load tests
+	rm -rf .venv .sottovoce .load
