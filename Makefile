@@ -44,21 +44,16 @@ bench: install ## side by side with its peers, about 25 minutes; BENCH=--quick f
 	$(BIN)/python -m bench run $(BENCH)
 	$(BIN)/python -m bench report
 
-LOCUST := .venv/.locust
-$(LOCUST): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[load]'
-	@touch $@
-
-load: $(LOCUST) ## 1,000 streams and 600 sends a second for two minutes; LOAD="herd --users 5000"
+load: install ## 1,000 streams and 600 sends a second for two minutes; LOAD="herd --users 5000"
 	$(BIN)/python -m loadtest run $(LOAD)
 
-load-ui: $(LOCUST) ## the same from Locust's web page on 127.0.0.1:8089; LOAD="chat"
+load-ui: install ## the same from Locust's web page on 127.0.0.1:8089; LOAD="chat"
 	$(BIN)/python -m loadtest ui $(LOAD)
 
-load-distributed: $(LOCUST) ## the same from Locust's master and two workers
+load-distributed: install ## the same from Locust's master and two workers
 	$(BIN)/python -m loadtest run --processes 2 $(LOAD)
 
-load-mutants: $(LOCUST) ## put bugs into the server, and see that the load test names them; nine minutes
+load-mutants: install ## put bugs into the server, and see that the load test names them; nine minutes
 	$(BIN)/python -m loadtest.mutants
 
 faults: install ## break everything under load and check the ledger; MINUTES=10, HOURS=1, FAULTS="--seed 7"
