@@ -4,10 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-stock test-tls test-h2 test-paths check format bench bench-peers faults faults-mutants docs constraints clean
+.PHONY: help install demo test test-stock test-tls test-h2 test-paths check format bench bench-peers load load-ui load-distributed load-mutants faults faults-mutants docs constraints clean
 
 help: ## these lines
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 install: $(STAMP) ## make .venv with everything that demo, test and check need
 $(STAMP): pyproject.toml constraints.txt
@@ -44,6 +44,18 @@ bench: install ## side by side with its peers, about 25 minutes; BENCH=--quick f
 	$(BIN)/python -m bench run $(BENCH)
 	$(BIN)/python -m bench report
 
+load: install ## 1,000 streams and 600 sends a second for two minutes; LOAD="herd --users 5000"
+	$(BIN)/python -m loadtest run $(LOAD)
+
+load-ui: install ## the same from Locust's web page on 127.0.0.1:8089; LOAD="chat"
+	$(BIN)/python -m loadtest ui $(LOAD)
+
+load-distributed: install ## the same from Locust's master and two workers
+	$(BIN)/python -m loadtest run --processes 2 $(LOAD)
+
+load-mutants: install ## put bugs into the server, and see that the load test names them; nine minutes
+	$(BIN)/python -m loadtest.mutants
+
 faults: install ## break everything under load and check the ledger; MINUTES=10, HOURS=1, FAULTS="--seed 7"
 	$(BIN)/python -m bench.faults --minutes $(or $(MINUTES),$(if $(HOURS),$$((60 * $(HOURS))),10)) $(FAULTS)
 
@@ -62,5 +74,5 @@ docs: install ## fill the tables in README.md and docs/ from the code
 constraints: install ## write down the versions that are installed now
 	$(BIN)/python -m pip freeze --exclude-editable --disable-pip-version-check | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
 
-clean: ## forget .venv and the demo's data
-	rm -rf .venv .sottovoce
+clean: ## forget .venv, the demo's data and reports of load tests
+	rm -rf .venv .sottovoce .load
