@@ -11,6 +11,9 @@ from storage.store import Store
 
 GRACE_SECONDS = 0.02
 """For the missing frame to come by itself: another worker's publish is a millisecond behind."""
+WARY_SECONDS = 3.0
+"""After the last sign of trouble with Redis: other servers may have it for longer, and publish
+nothing. They ask Redis each half second, for half a second, and their feeds try as often."""
 RETRY_SECONDS = 0.25
 """While the store is unavailable, jittered by half; ends when the channel's streams do."""
 
@@ -20,7 +23,8 @@ class CatchUp:
 
     Args:
         reconcile: seconds between looks while Redis is well.
-        poll: the same while it is not, and PostgreSQL is the only way to hear of other workers.
+        poll: the same while it is not, and PostgreSQL is the only way to hear of other workers;
+            and for `WARY_SECONDS` more.
     """
 
     def __init__(self, hub: Hub, store: Store, *, reconcile: float, poll: float) -> None:
@@ -29,9 +33,11 @@ class CatchUp:
         self._reconcile = reconcile
         self._poll = poll
         self._missed = trio.Event()
+        self._wary_until = 0.0
 
     def look_now(self) -> None:
-        """Something may have passed unheard."""
+        """Something may have passed unheard, and more may do so. Plain."""
+        self._wary_until = trio.current_time() + WARY_SECONDS
         self._missed.set()
 
     async def serve(self) -> None:
@@ -66,10 +72,13 @@ class CatchUp:
     async def _look_for_missed(self) -> None:
         took = 0.0
         while True:
-            healthy = not self._store.redis.suspect and self._store.feed.connected
+            now = trio.current_time()
+            if self._store.redis.suspect or not self._store.feed.connected:
+                self._wary_until = now + WARY_SECONDS
             # After a slow look a longer one, twice at most: PostgreSQL may be busy, and everybody
             # waits for the next.
-            pause = self._reconcile if healthy else self._poll + min(took, self._poll)
+            wary = now < self._wary_until
+            pause = self._poll + min(took, self._poll) if wary else self._reconcile
             with trio.move_on_after(pause * random.uniform(0.9, 1.0)):
                 await self._missed.wait()
             self._missed = trio.Event()
