@@ -5,6 +5,7 @@ second one shares. What is counted is CPU time by process, so that nobody's shar
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 from bench.capacity.crowd import Channels, Crowd, Driver
 from bench.capacity.meters import Counts, Meters
@@ -14,27 +15,36 @@ from bench.capacity.points import (
     SINGLES,
     Load,
     Measured,
+    Point,
     Session,
 )
-from bench.client import Page, Posts, Refused
+from bench.client import Page, Posts, Refused, Streams
+from bench.machine import CORES
 from bench.scenarios.connect import HISTORY, write_history
+from bench.scenarios.idle import FIRST_STREAMS
 from bench.statistics import percentile
 from bench.subjects import Pair, Sottovoce, sottovoce
 
-WARM_SECONDS = 2.5
-"""Until streams come and go evenly, and every worker has a part in it."""
+WARM_SECONDS = 1.5
+CONNECTS_WARM_SECONDS = 2.5
+"""Until streams leave as they come."""
 CONNECTIONS = 128
 """That send: with fewer a slow answer would hold up what is due."""
+TOGETHER = 20
+"""Channels whose first people come before their second ones."""
 SETTLE_SECONDS = 2.0
-QUIET_SECONDS_AT_LEAST = 8.0
+"""After streams were opened: for what that left to do."""
+QUIET_SECONDS_AT_LEAST = 6.5
+"""Little is used in a quiet one, so it takes longer to see how much."""
 
 
-def sessions_seconds(sessions: Sequence[Session], seconds: float) -> float:
-    """About how long they take."""
+def sessions_seconds(sessions: Sequence[Session], *, seconds: float, rounds: int) -> float:
+    """About how long they take: 1,500 streams are seeded and 1,800 opened in a second."""
     total = 0.0
     for session in sessions:
         total += 8 + session.most_streams * (1 / 1_500 + 1 / 1_800)
-        total += sum(_window_seconds(p.load, seconds) + 3.5 for p in session.points)
+        for point in session.points:
+            total += _rounds(point.load, rounds) * (_window_seconds(point.load, seconds) + 2.2)
     return total
 
 
@@ -51,11 +61,15 @@ class Bench:
         self.server = server
         self.crowd = crowd
         self.posts = posts
-        self.grown: dict[int, int] = {}
         self._pools: dict[int, list[Pair]] = {1: [], 2: [], GROUP_STREAMS: []}
         self._fresh = iter(server.pairs)
+        # Of each channel one person comes first, to a page from PostgreSQL, and the other soon
+        # after, to one that the worker remembers: as when a node has died.
         self._comers = iter(
-            server.stream_request(pair, side) for side in (True, False) for pair in comers
+            server.stream_request(pair, side)
+            for start in range(0, len(comers), TOGETHER)
+            for side in (True, False)
+            for pair in comers[start : start + TOGETHER]
         )
 
     def open(self, streams: int) -> None:
@@ -89,6 +103,11 @@ class Bench:
             seed=seed,
         )
 
+    @property
+    def channels(self) -> int:
+        """All that have streams which stay."""
+        return sum(map(len, self._pools.values()))
+
     def talking(self, fanout: int) -> int:
         """Channels that a load of this fan-out is spread over."""
         return len(self._pools[fanout])
@@ -100,24 +119,37 @@ class Bench:
 
 
 def measure(
-    sessions: Sequence[Session], *, seconds: float, say: Callable[[str], None]
+    sessions: Sequence[Session],
+    *,
+    seconds: float,
+    rounds: int,
+    say: Callable[[str], None],
+    stored: Callable[[Counts], None],
 ) -> Iterator[Measured]:
-    """Every point of every session.
+    """Every point of every session, as many times as there are rounds: the points of as many
+    streams take turns, so that what drifts on the machine meets all of them.
 
     Args:
         seconds: of one window.
+        stored: gets what each session has left in the stores: `Meters.storage`.
 
     Raises:
         Refused: a stream or a send was not served; nothing that is measured comes near a limit.
     """
     for session in sessions:
-        yield from _measure(session, seconds, say)
+        yield from _measure(session, seconds, rounds, say, stored)
 
 
-def _measure(session: Session, seconds: float, say: Callable[[str], None]) -> Iterator[Measured]:
+def _measure(
+    session: Session,
+    seconds: float,
+    rounds: int,
+    say: Callable[[str], None],
+    stored: Callable[[Counts], None],
+) -> Iterator[Measured]:
     settings = {"SOTTOVOCE_HEARTBEAT_SECONDS": str(session.heartbeat)}
     arrivals = sum(
-        point.load.connects * (_window_seconds(point.load, seconds) + WARM_SECONDS + 1)
+        rounds * point.load.connects * (seconds + CONNECTS_WARM_SECONDS + 0.5)
         for point in session.points
     )
     say(f"starting {session.workers} worker(s), heartbeat {session.heartbeat:g} s")
@@ -126,32 +158,46 @@ def _measure(session: Session, seconds: float, say: Callable[[str], None]) -> It
         write_history(server.database_url, HISTORY)  # of those who come; all others have none
         if session.most_streams:
             server.pairs = server.seed(session.most_streams // 2 + SINGLES)
-        page = Page(b'"connected"', HISTORY)
         with (
             Meters(server) as meters,
-            Crowd(server.addresses, page=page) as crowd,
+            Crowd(server.addresses, page=Page(b'"connected"', HISTORY)) as crowd,
             Posts(server.addresses[0], CONNECTIONS) as posts,
         ):
             crowd.watch(posts.fd, posts.read)
             bench = Bench(server, crowd, posts, comers)
-            meters.checkpoint()
-            first: Counts = {}
-            for number, point in enumerate(session.points):
+            meters.clean()
+            crowded = float(session.workers >= len(CORES))
+            with Streams(server.addresses) as few:  # what is made once is no stream's
+                few.open(server.stream_requests(FIRST_STREAMS), page=server.page)
+            kernel = meters.memory()["kernel"]
+            most_connects = 0.0
+            for number, point in enumerate(_in_turns(session.points, rounds)):
                 load = point.load
                 say(load.name + (" (held out)" if point.held_out else ""))
-                bench.open(load.streams)
-                bench.driver(Load(), seed=number).run(SETTLE_SECONDS)
-                if not first:
-                    first = meters.memory()
+                if load.streams > len(crowd):
+                    bench.open(load.streams)
+                    bench.driver(Load(), seed=number).run(SETTLE_SECONDS)
                 memory = meters.memory()
                 values = window(bench, meters, load, seconds=seconds, seed=number)
-                values |= {name: memory[name] - first[name] for name in memory}
-                values["rss before"] = first["rss"]
+                most_connects = max(most_connects, load.connects)
+                if load.connects:  # a worker's memory is at its most when they have come
+                    memory = meters.memory()
+                values |= memory | {"kernel": memory["kernel"] - kernel}
+                values |= {"most connects": most_connects, "crowded": crowded}
                 yield Measured(load=load, held_out=point.held_out, values=values)
-            if session.points[-1].load.streams:
-                # The store's own figures, over all that was sent to this server.
-                storage = meters.storage()
-                say("; ".join(f"{name} {value:,.0f}" for name, value in storage.items()))
+            stored(meters.storage())
+
+
+def _in_turns(points: Sequence[Point], rounds: int) -> Iterator[Point]:
+    for _, level in groupby(points, key=lambda point: point.load.streams):
+        some = list(level)
+        for number in range(rounds):
+            yield from (point for point in some if number < _rounds(point.load, rounds))
+
+
+def _rounds(load: Load, rounds: int) -> int:
+    """A quiet point is long already."""
+    return rounds if load.sends or load.connects else 1
 
 
 def window(
@@ -164,30 +210,23 @@ def window(
         `postgres cpu`, `redis cpu` and `client cpu` in cores; `sends`, `deliveries`, `heartbeats`,
         `connects`; `appends` and `statements` (PostgreSQL's round trips, one commit each), `round
         trips` (Redis'), and what the services count. Besides: `streams` (open, on average),
-        `talking` (channels), `p50_ms`, `p99_ms`, `p999_ms` from due to delivered, `page_ms` (p99
-        from connecting to the whole page), `lost` (share of deliveries), `turned away` (share of
-        connects), `ended` (streams).
+        `talking` and `channels` (in all), `p50_ms`, `p99_ms`, `p999_ms` from due to delivered,
+        `page_ms` (p99 from connecting to the whole page), `lost` (share of deliveries), `turned
+        away` (share of connects), `ended` (streams).
     """
     crowd = bench.crowd
     driver = bench.driver(load, seed=seed)
     crowd.forget()
     crowd.turned_away = 0
     ended = crowd.lost
-    driver.run(WARM_SECONDS if load.sends or load.connects else 0.5)
+    driver.run(CONNECTS_WARM_SECONDS if load.connects else WARM_SECONDS if load.sends else 0.5)
     before = meters.read()
-    done = (len(crowd.latencies), crowd.heartbeats, len(crowd.came), bench.posts.answered)
+    done = _counts(bench)
     streams = len(crowd)
     meter = driver.run(_window_seconds(load, seconds))
     busy = meter.busy
     streams = (streams + len(crowd)) // 2
-    delivered, heartbeats, came, answered = (
-        now - then
-        for now, then in zip(
-            (len(crowd.latencies), crowd.heartbeats, len(crowd.came), bench.posts.answered),
-            done,
-            strict=True,
-        )
-    )
+    now = _counts(bench)
     after = meters.read()
     driver.drain()
     took = after["seconds"] - before["seconds"]
@@ -196,12 +235,10 @@ def window(
     pages = sorted(crowd.came)
     values |= {
         "client cpu": busy,
-        "sends": answered / took,
-        "deliveries": delivered / took,
-        "heartbeats": heartbeats / took,
-        "connects": came / took,
+        **{name: (now[name] - done[name]) / took for name in now},
         "streams": float(streams),
         "talking": float(bench.talking(load.fanout)),
+        "channels": float(bench.channels),
         "lost": 1 - len(latencies) / driver.expected if driver.expected else 0.0,
         "turned away": crowd.turned_away / len(pages) if pages else 0.0,
         "ended": float(crowd.lost - ended),
@@ -216,8 +253,19 @@ def window(
     return values
 
 
+def _counts(bench: Bench) -> Counts:
+    crowd = bench.crowd
+    return {
+        "sends": float(bench.posts.answered),
+        "deliveries": float(len(crowd.latencies)),
+        "heartbeats": float(crowd.heartbeats),
+        "connects": float(len(crowd.came)),
+        "stream bytes": float(crowd.bytes),
+    }
+
+
 def _window_seconds(load: Load, seconds: float) -> float:
     """A quiet one takes a whole round of heartbeats: streams opened together have theirs so."""
     if load.sends or load.connects:
         return seconds
-    return max(QUIET_SECONDS_AT_LEAST, load.heartbeat + 1) if load.streams else seconds
+    return max(QUIET_SECONDS_AT_LEAST, load.heartbeat) if load.streams else seconds

@@ -2,9 +2,11 @@
 and PostgreSQL count themselves.
 """
 
+import statistics
 import time
 import urllib.request
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import psutil  # type: ignore[import-untyped,unused-ignore]
@@ -15,7 +17,7 @@ from bench.machine import kernel_bytes
 from bench.subjects import Sottovoce
 
 SECONDS = 10.0  # for any question
-TABLES = ("chat_messages", "chat_audit", "chat_channels")
+SAMPLED_KEYS = 3_000
 STATEMENTS = "sottovoce_postgres_statements_total"
 ROUND_TRIPS = "sottovoce_redis_round_trips_total"
 
@@ -40,6 +42,10 @@ class Meters:
         self._sql = psycopg.connect(server.database_url, connect_timeout=10, autocommit=True)
         self._redis = redis.Redis.from_url(server.redis_url, socket_timeout=SECONDS)
         self._spent: dict[int, float] = {}
+        # What a reading itself adds to the counts of the next: it answers with kilobytes.
+        before, after = self._services(), self._services()
+        self._own = {name: after[name] - before[name] for name in after}
+        self._readings = 0
 
     def __enter__(self) -> "Meters":
         return self
@@ -49,14 +55,19 @@ class Meters:
         self._redis.close()
 
     def read(self) -> Counts:
-        """Now. Takes some milliseconds, of which the workers have one or two."""
+        """Now. Takes some milliseconds, of which the workers have one or two; what it adds to the
+        services' counts is left out of them.
+        """
         counts = {f"worker {n} cpu": cpu_seconds(pid) for n, pid in enumerate(self._workers)}
         counts["worker cpu"] = sum(counts.values())
         counts["postgres cpu"] = self._postgres_cpu()
         counts["redis cpu"] = cpu_seconds(self._redis_pid)
         counts["seconds"] = time.perf_counter()
-        counts |= self._own_counts() | self._redis_counts() | self._postgres_counts()
-        return counts
+        services = self._services()
+        self._readings += 1
+        for name, own in self._own.items():
+            services[name] -= self._readings * own
+        return counts | self._own_counts() | services
 
     def memory(self) -> Counts:
         """Bytes, now."""
@@ -67,16 +78,30 @@ class Meters:
             "redis memory": float(info["used_memory"]),
         }
 
-    def checkpoint(self) -> None:
-        """What comes after it writes whole pages into the log again."""
+    def clean(self) -> None:
+        """So that no window has the work of filling the tables in it: rows are marked as seen, and
+        what was written is on disk."""
+        self._sql.execute("VACUUM ANALYZE chat_messages, chat_channels")
         self._sql.execute("CHECKPOINT")
 
     def storage(self) -> Counts:
-        """Bytes of the tables with their indexes, and rows."""
-        counts = {}
-        for table in TABLES:
-            counts[f"{table} bytes"] = self._one(f"SELECT pg_total_relation_size('{table}')")
-            counts[f"{table} rows"] = self._one(f"SELECT count(*) FROM {table}")  # noqa: S608
+        """What one message, one audit row and one channel take, in bytes: see `plan.Storage`."""
+        messages = self._one("SELECT pg_total_relation_size('chat_messages')")
+        audit = self._one("SELECT pg_total_relation_size('chat_audit')")
+        counts = {
+            "characters": self._one("SELECT avg(length(content)) FROM chat_messages"),
+            "message_row": messages / max(1.0, self._one("SELECT count(*) FROM chat_messages")),
+            "audit_row": audit / max(1.0, self._one("SELECT count(*) FROM chat_audit")),
+            "messages": self._one("SELECT count(*) FROM chat_messages"),
+        }
+        kept, weights = [], []
+        for key in islice(self._redis.scan_iter(count=1_000), SAMPLED_KEYS):
+            if self._redis.type(key) == b"zset":
+                kept.append(int(self._redis.zcard(key)))
+                weights.append(int(self._redis.memory_usage(key, samples=0) or 0))
+        if len(set(kept)) > 1:
+            message, channel = statistics.linear_regression(kept, weights)
+            counts |= {"redis_message": message, "redis_channel": max(0.0, channel)}
         return counts
 
     def _postgres_cpu(self) -> float:
@@ -103,6 +128,9 @@ class Meters:
             elif name.startswith(ROUND_TRIPS):
                 counts["round trips"] += float(value)
         return counts
+
+    def _services(self) -> Counts:
+        return self._redis_counts() | self._postgres_counts()
 
     def _redis_counts(self) -> Counts:
         stats = self._info("stats")

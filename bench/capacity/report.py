@@ -1,0 +1,94 @@
+"""docs/capacity.md: its generated parts and its charts."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from bench.capacity.calibration import Calibration
+from bench.capacity.plan import Deployment, plan
+from bench.capacity.show import (
+    CHECKED,
+    cost_rows,
+    held_out_rows,
+    highest_rows,
+    plan_rows,
+    verdict_rows,
+)
+from bench.report import fill
+
+PAGE = "capacity.md"
+DEPLOYMENTS = {
+    "small": Deployment(clients=2_000, sends_per_second=50, cores=2, memory_gb=4),
+    "middle": Deployment(clients=200_000, sends_per_second=5_000, cores=8, memory_gb=32),
+    "large": Deployment(clients=1_000_000, sends_per_second=20_000, cores=16, memory_gb=64),
+}
+"""Those of the page."""
+
+
+def write_report(calibration: Calibration, docs: Path) -> list[Path]:
+    """Fill the page and draw the charts; which files that made."""
+    from bench.capacity.charts import draw  # matplotlib: not for those who only plan
+
+    page = docs / PAGE
+    filled = fill(page.read_text("utf-8"), parts(calibration))
+    written = draw(calibration, docs / "plots")
+    page.write_text(filled, "utf-8")
+    return [page, *written]
+
+
+def parts(calibration: Calibration) -> dict[str, str]:
+    heads = ["held out", *CHECKED]
+    return {
+        "machine": _machine(calibration),
+        "highest": _table(
+            ["workers", "streams", "most sends/s", "p50 ms", "p99 ms", "the next that failed"],
+            highest_rows(calibration),
+        ),
+        "costs": _table(["", "± two standard errors"], cost_rows(calibration)),
+        "verdict": _table(
+            ["", "held-out points within 15 %", "mean error", "worst", "spread of the fit"],
+            verdict_rows(calibration),
+        ),
+        "held-out": _table(heads, held_out_rows(calibration)),
+        **{
+            name: _table(
+                ["", "", ""],
+                plan_rows(
+                    plan(
+                        calibration.model,
+                        calibration.storage,
+                        deployment,
+                        known=calibration.known,
+                    )
+                ),
+            )
+            for name, deployment in DEPLOYMENTS.items()
+        },
+    }
+
+
+def command_of(deployment: Deployment) -> str:
+    """How to ask for it."""
+    return (
+        f"python -m bench plan --clients {deployment.clients} "
+        f"--sends-per-second {deployment.sends_per_second:g} --cores {deployment.cores} "
+        f"--memory-gb {deployment.memory_gb:g}"
+    )
+
+
+def _machine(calibration: Calibration) -> str:
+    facts = "; ".join(f"{name} {fact}" for name, fact in calibration.machine.items())
+    kind = "A quick run" if calibration.quick else "A full run"
+    windows = len(calibration.measured)
+    return (
+        f"{kind}, begun {calibration.began}: {windows} windows, {calibration.seconds:g} s each "
+        f"where there was something to do. {facts}."
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    found = list(rows)
+    if not found:
+        return "Not measured in this run."
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in found]
+    return "\n".join(lines)
