@@ -17,9 +17,8 @@ from bench.capacity.show import WITHIN
 SIZE = (8.0, 4.6)
 DPI = 110
 GREEN, BLUE, ORANGE, GREY = "#0b6e4f", "#3b6fb6", "#c2571a", "#9aa0aa"
+PALE = "#a9d3c3"
 MEGABYTE = 1e6
-SETTLED = 0.9
-"""Of the usual rate: a delivery rate at or above it is as ever."""
 CHECKED = (("worker cpu", "workers' CPU", GREEN), ("postgres cpu", "PostgreSQL's CPU", BLUE),
            ("redis cpu", "Redis' CPU", ORANGE))  # fmt: skip
 
@@ -122,8 +121,9 @@ def _knee(calibration: Calibration, axes: Any) -> bool:
     axes.axhline(limit, color=ORANGE, linewidth=1)
     axes.text(axes.get_xlim()[1], limit, f"objective: p99 {limit:.0f} ms ", color=ORANGE,
               ha="right", va="bottom", fontsize=8)  # fmt: skip
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set(
-        yscale="log",
         xlabel="durable sends per second that were due, each to two streams",
         ylabel="from due to delivered, ms",
     )
@@ -145,7 +145,7 @@ def _fault(calibration: Calibration, axes: Any) -> bool:
     size = fault.bucket_seconds
     times = [(place + 0.5) * size for place in range(len(fault.delivered))]
     rates = [count / size for count in fault.delivered]
-    axes.bar(times, rates, width=size, color=GREEN, linewidth=0, label="deliveries per second")
+    axes.bar(times, rates, width=size, color=PALE, linewidth=0)
     axes.axvspan(fault.killed, fault.back, color=ORANGE, alpha=0.18, linewidth=0)
     top = max(rates) * 1.32
     axes.set(
@@ -165,8 +165,8 @@ def _fault(calibration: Calibration, axes: Any) -> bool:
     missing = fault.expected - fault.received
     worst = max(fault.p99_ms)
     axes.set_title(
-        f"Valkey is killed and comes back empty: {missing or 'none'} of {fault.expected:,} "
-        f"deliveries is missing,\np99 is {worst:,.0f} ms at the worst ({_workers(fault.workers)}, "
+        f"Valkey is killed and comes back empty: of {fault.expected:,} deliveries "
+        f"{missing or 'none'} went missing,\np99 is {worst:,.0f} ms at the worst ({_workers(fault.workers)}, "
         f"{fault.sends:,.0f} sends/s)"
     )
     return True
@@ -210,6 +210,8 @@ def _predicted(calibration: Calibration, axes: Any) -> bool:
         xscale="log", yscale="log", xlim=(low, high), ylim=(low, high),
         xlabel="measured, cores", ylabel="predicted from the load alone, cores",
     )  # fmt: skip
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
     cpu = [abs(each.off) for each in held if each.quantity == "worker cpu"]
     axes.set_title(
         f"The workers' CPU of {sum(off <= WITHIN for off in cpu)} of {len(cpu)} held-out loads is "

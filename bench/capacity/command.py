@@ -37,6 +37,10 @@ SEARCH_SECONDS = 4.0
 SEARCH_TAKES = 75.0
 """Seconds, about."""
 FAULT_TAKES = 42.0
+QUICK_SECONDS, QUICK_ROUNDS = 2.0, 2
+"""Just enough windows for as many costs."""
+MEASURED = "capacity-measured.json"
+"""What was measured, before anything is made of it."""
 NOT_OF_IT = ("node", "nginx", "nchan", "gcc", "uvicorn", "uvloop", "starlette", "sse-starlette")
 """Of what describes the machine: the peers'."""
 
@@ -47,8 +51,10 @@ def capacity(
     quick: Annotated[
         bool, typer.Option(help="Under two minutes: does it work? The docs stay as they are.")
     ] = False,
-    seconds: Annotated[float, typer.Option(min=1.0, help="Of one window.")] = 3.5,
-    rounds: Annotated[int, typer.Option(min=1, help="Of each point that is not quiet.")] = 2,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Of one window, unless quick.")] = 3.5,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Of each point that is not quiet, unless quick.")
+    ] = 2,
     docs: Annotated[Path, typer.Option(help="The folder of capacity.md.")] = DOCS,
 ) -> None:
     """Measure this machine, fit what each unit of work costs, and write docs/capacity.md anew.
@@ -69,7 +75,8 @@ def capacity(
     stored: list[Counts] = []
     steps: list[Step] = []
     fault = None
-    rounds = 1 if quick else rounds
+    if quick:
+        seconds, rounds = QUICK_SECONDS, QUICK_ROUNDS
     expected = sessions_seconds(sessions, seconds=seconds, rounds=rounds)
     if not quick:
         expected += 2 * SEARCH_TAKES + FAULT_TAKES
@@ -90,6 +97,7 @@ def capacity(
                     say=say,
                 )
             fault = run_fault(say)
+        (WORK / MEASURED).write_bytes(msgspec.json.encode({"windows": measured, "stored": stored}))
         say("fitting")
         calibration = Calibration(
             began=began,

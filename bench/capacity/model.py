@@ -246,7 +246,7 @@ def done(point: Measured) -> Load:
     )
 
 
-def fit_model(measured: Sequence[Measured]) -> Model:
+def fit_model(measured: Sequence[Measured], quantities: Iterable[str] = QUANTITIES) -> Model:
     """From the windows of points that are not held out.
 
     Raises:
@@ -261,9 +261,12 @@ def fit_model(measured: Sequence[Measured]) -> Model:
     return Model(
         fits={
             quantity: fit(
-                terms, works, [each.values[quantity] for each in windows], UNITS[quantity]
+                QUANTITIES[quantity],
+                works,
+                [each.values[quantity] for each in windows],
+                UNITS[quantity],
             )
-            for quantity, terms in QUANTITIES.items()
+            for quantity in quantities
         }
     )
 

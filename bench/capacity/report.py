@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.capacity.calibration import Calibration
-from bench.capacity.plan import Deployment, plan
+from bench.capacity.plan import Answer, Deployment, plan
 from bench.capacity.show import (
     CHECKED,
     cost_rows,
     held_out_rows,
     highest_rows,
     plan_rows,
+    size,
     verdict_rows,
 )
 from bench.report import fill
@@ -37,7 +38,24 @@ def write_report(calibration: Calibration, docs: Path) -> list[Path]:
 
 def parts(calibration: Calibration) -> dict[str, str]:
     heads = ["held out", *CHECKED]
+    answers = {
+        name: plan(calibration.model, calibration.storage, deployment, known=calibration.known)
+        for name, deployment in DEPLOYMENTS.items()
+    }
     return {
+        "answers": _table(
+            [
+                "",
+                "clients",
+                "sends/s",
+                "nodes",
+                "CPU of a worker: usual, worst hour",
+                "Redis",
+                "PostgreSQL",
+                "full first",
+            ],
+            (_in_short(name, answer) for name, answer in answers.items()),
+        ),
         "machine": _machine(calibration),
         "highest": _table(
             ["workers", "streams", "most sends/s", "p50 ms", "p99 ms", "the next that failed"],
@@ -49,21 +67,25 @@ def parts(calibration: Calibration) -> dict[str, str]:
             verdict_rows(calibration),
         ),
         "held-out": _table(heads, held_out_rows(calibration)),
-        **{
-            name: _table(
-                ["", "", ""],
-                plan_rows(
-                    plan(
-                        calibration.model,
-                        calibration.storage,
-                        deployment,
-                        known=calibration.known,
-                    )
-                ),
-            )
-            for name, deployment in DEPLOYMENTS.items()
-        },
+        **{name: _table(["", "", ""], plan_rows(answer)) for name, answer in answers.items()},
     }
+
+
+def _in_short(name: str, answer: Answer) -> list[str]:
+    deployment = answer.deployment
+    return [
+        name,
+        f"{deployment.clients:,}",
+        f"{deployment.sends_per_second:,.0f}",
+        f"{answer.nodes} of {deployment.cores} cores and {deployment.memory_gb:g} GB",
+        f"{answer.normal_cpu.value:.0%}, {answer.worst_cpu.value:.0%}",
+        f"{answer.redis_shards}, {size(answer.redis_memory)} in all",
+        (
+            f"{answer.postgres_cores} cores, "
+            f"{size(answer.message_storage + answer.audit_storage)} a year"
+        ),
+        answer.saturations[0].what,
+    ]
 
 
 def command_of(deployment: Deployment) -> str:

@@ -162,7 +162,7 @@ def plan_rows(answer: Answer) -> list[tuple[str, str, str]]:
         ("commands", f"{_rate(answer.redis_commands)}, those in scripts included"),
         ("bandwidth", f"in {_bits(answer.redis_in)}, out {_bits(answer.redis_out)}"),
         ("CPU", f"{_percent(answer.redis_cpu)} of one core"),
-        ("memory", f"{_size(answer.redis_memory)} with 50 messages in every channel"),
+        ("memory", f"{size(answer.redis_memory)} with 50 messages in every channel"),
         ("servers", f"{answer.redis_shards} in a cluster or alone, each with a replica"),
     )
     add(
@@ -171,12 +171,12 @@ def plan_rows(answer: Answer) -> list[tuple[str, str, str]]:
         ("CPU", f"{answer.postgres_cpu.value:.1f} cores used; buy {answer.postgres_cores}"),
         (
             "log (WAL)",
-            f"{_size(answer.wal.value)}/s, up to {_size(answer.wal_most)}/s after a checkpoint",
+            f"{size(answer.wal.value)}/s, up to {size(answer.wal_most)}/s after a checkpoint",
         ),
         (
             "storage a year",
             (
-                f"messages {_size(answer.message_storage)}, audit {_size(answer.audit_storage)}, "
+                f"messages {size(answer.message_storage)}, audit {size(answer.audit_storage)}, "
                 f"at {deployment.mean_share:.0%} of these rates"
             ),
         ),
@@ -276,14 +276,14 @@ def _rate(estimate: Estimate) -> str:
 
 
 def _bytes(estimate: Estimate) -> str:
-    return f"{_size(estimate.value)} ({_size(estimate.low)} to {_size(estimate.high)})"
+    return f"{size(estimate.value)} ({size(estimate.low)} to {size(estimate.high)})"
 
 
 def _bits(estimate: Estimate) -> str:
     return f"{number(estimate.value * 8 / 1e6)} Mbit/s"
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{number(count / size)} {unit}"
