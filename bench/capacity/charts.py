@@ -166,7 +166,8 @@ def _fault(calibration: Calibration, axes: Any) -> bool:
     worst = max(fault.p99_ms)
     axes.set_title(
         f"Valkey is killed and comes back empty: of {fault.expected:,} deliveries "
-        f"{missing or 'none'} went missing,\np99 is {worst:,.0f} ms at the worst ({_workers(fault.workers)}, "
+        f"{missing or 'none'} went missing,\n"
+        f"p99 is {worst:,.0f} ms at the worst ({_workers(fault.workers)}, "
         f"{fault.sends:,.0f} sends/s)"
     )
     return True

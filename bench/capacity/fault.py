@@ -70,13 +70,13 @@ def run_fault(say: Callable[[str], None], *, workers: int = 2) -> Fault:
         began = time.perf_counter()
         driver.run(BEFORE)
         valkey = psutil.Process(server.redis_pid)
-        command, folder = valkey.cmdline(), valkey.cwd()
+        program, folder = valkey.exe(), valkey.cwd()
         killed = time.perf_counter() - began
         valkey.send_signal(signal.SIGKILL)
         driver.run(GONE)
         address = urlsplit(server.redis_url)
         again = subprocess.Popen(
-            [command[0], "-"],
+            [program, "-"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             cwd=folder,

@@ -1,6 +1,6 @@
 """docs/capacity.md: its generated parts and its charts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bench.capacity.calibration import Calibration
@@ -60,7 +60,8 @@ def parts(calibration: Calibration) -> dict[str, str]:
         "highest": _table(
             ["workers", "streams", "most sends/s", "p50 ms", "p99 ms", "the next that failed"],
             highest_rows(calibration),
-        ),
+        )
+        + "".join(f"\n\n{line}" for line in _most_streams(calibration)),
         "costs": _table(["", "± two standard errors"], cost_rows(calibration)),
         "verdict": _table(
             ["", "held-out points within 15 %", "mean error", "worst", "spread of the fit"],
@@ -69,6 +70,31 @@ def parts(calibration: Calibration) -> dict[str, str]:
         "held-out": _table(heads, held_out_rows(calibration)),
         **{name: _table(["", "", ""], plan_rows(answer)) for name, answer in answers.items()},
     }
+
+
+def _most_streams(calibration: Calibration) -> Iterator[str]:
+    """The most streams that were open, and what sending was like then."""
+    for workers in sorted({each.load.workers for each in calibration.measured}):
+        mine = [
+            each
+            for each in calibration.measured
+            if each.load.workers == workers and each.load.sends
+        ]
+        most = max(mine, key=lambda each: each.load.streams, default=None)
+        if most is None or not most.load.streams:
+            continue
+        worst = max(
+            (each for each in mine if each.load.streams == most.load.streams),
+            key=lambda each: each.load.sends,
+        )
+        values = worst.values
+        met = not calibration.objectives.missed(values, worst.load.sends)
+        yield (
+            f"Most streams with {workers} worker{'s' * (workers > 1)}: {worst.load.streams:,}, "
+            f"with {worst.load.sends:,.0f} sends/s, p50 {values['p50_ms']:.0f} ms, p99 "
+            f"{values['p99_ms']:.0f} ms, {values['lost']:.0%} lost: the objectives are "
+            f"{'met' if met else 'missed'}."
+        )
 
 
 def _in_short(name: str, answer: Answer) -> list[str]:

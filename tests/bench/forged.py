@@ -61,6 +61,11 @@ def forge(*, noise: float = 0.0, seed: int = 1) -> list[Measured]:
                 "streams": float(load.streams),
                 "talking": talking,
                 "most connects": load.connects,
+                "p50_ms": 3.0,
+                "p99_ms": 9.0,
+                "lost": 0.0,
+                "turned away": 0.0,
+                "ended": 0.0,
                 "crowded": float(load.workers > 1),
             }
             measured.append(Measured(load=load, held_out=point.held_out, values=values))
