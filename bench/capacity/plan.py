@@ -89,7 +89,12 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Headroom(msgspec.Struct, frozen=True, kw_only=True):
-    """Shares that may be used. The worst hour's leave room for what no measurement has seen."""
+    """Shares that may be used. The worst hour's leave room for what no measurement has seen.
+
+    Attributes:
+        postgres_most_cores: of the largest machine that one would buy for the one primary; more
+            messages than that carries need several deployments.
+    """
 
     normal_cpu: float = 0.60
     worst_cpu: float = 0.85
@@ -97,6 +102,7 @@ class Headroom(msgspec.Struct, frozen=True, kw_only=True):
     streams: float = 0.90
     redis_cpu: float = 0.50
     postgres_cpu: float = 0.50
+    postgres_most_cores: int = 64
 
     def __str__(self) -> str:
         return (
@@ -290,7 +296,7 @@ def plan(
         extrapolated=[],
     )
     return answer._replace(
-        saturations=_saturations(answer, worst_redis, shards.value),
+        saturations=_saturations(answer, worst_redis, shards.value, worst_postgres),
         extrapolated=_beyond(answer, worst, known) if known else [],
     )
 
@@ -412,7 +418,9 @@ def _shared(estimate: Estimate, workers: int) -> Estimate:
     return Estimate(estimate.value / workers, estimate.error / workers)
 
 
-def _saturations(answer: Answer, worst_redis: Estimate, shards: int) -> list[Saturation]:
+def _saturations(
+    answer: Answer, worst_redis: Estimate, shards: int, worst_postgres: Estimate
+) -> list[Saturation]:
     """Fullest first, by what the rule allows."""
     rule, deployment = answer.headroom, answer.deployment
     found = [
@@ -430,6 +438,11 @@ def _saturations(answer: Answer, worst_redis: Estimate, shards: int) -> list[Sat
         ),
         Saturation(
             "Redis' CPU (each shard), worst hour", worst_redis.value / shards, rule.redis_cpu
+        ),
+        Saturation(
+            f"PostgreSQL's CPU (of {rule.postgres_most_cores} cores), worst hour",
+            worst_postgres.value / rule.postgres_most_cores,
+            rule.postgres_cpu,
         ),
     ]
     return sorted(found, key=lambda each: -each.used / each.allowed)

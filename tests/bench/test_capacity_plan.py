@@ -110,6 +110,13 @@ def test_redis_is_split_when_one_core_does_not_do():
     assert redis.used <= redis.allowed
 
 
+def test_postgres_is_one_and_is_said_when_it_is_too_small():
+    dear = with_costs(CALIBRATION, "postgres cpu", 40)
+    first = plan(dear.model, dear.storage, USUAL).saturations[0]
+    assert "PostgreSQL" in first.what
+    assert first.used > first.allowed
+
+
 def test_storage_ports_and_files():
     found = answer()
     year = 365 * 86_400 * USUAL.mean_share
