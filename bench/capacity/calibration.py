@@ -19,7 +19,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         began: ISO 8601, UTC.
-        seconds, rounds: of one window, and of a point that is not quiet.
+        seconds: of one window, where there was something to do.
+        rounds: of everything.
     """
 
     began: str

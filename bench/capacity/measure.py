@@ -5,7 +5,6 @@ second one shares. What is counted is CPU time by process, so that nobody's shar
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
 
 from bench.capacity.crowd import Channels, Crowd, Driver
 from bench.capacity.meters import Counts, Meters
@@ -15,7 +14,6 @@ from bench.capacity.points import (
     SINGLES,
     Load,
     Measured,
-    Point,
     Session,
 )
 from bench.client import Page, Posts, Refused, Streams
@@ -42,10 +40,9 @@ def sessions_seconds(sessions: Sequence[Session], *, seconds: float, rounds: int
     """About how long they take: 1,500 streams are seeded and 1,800 opened in a second."""
     total = 0.0
     for session in sessions:
-        total += 8 + session.most_streams * (1 / 1_500 + 1 / 1_800)
-        for point in session.points:
-            total += _rounds(point.load, rounds) * (_window_seconds(point.load, seconds) + 2.2)
-    return total
+        total += 12 + session.most_streams * (1 / 1_500 + 1 / 1_800)
+        total += sum(_window_seconds(point.load, seconds) + 2.5 for point in session.points)
+    return rounds * total
 
 
 class Bench:
@@ -126,8 +123,8 @@ def measure(
     say: Callable[[str], None],
     stored: Callable[[Counts], None],
 ) -> Iterator[Measured]:
-    """Every point of every session, as many times as there are rounds: the points of as many
-    streams take turns, so that what drifts on the machine meets all of them.
+    """Every point of every session, once in each round; every second round has the sessions the
+    other way round. So what drifts on the machine, over minutes, meets all of them alike.
 
     Args:
         seconds: of one window.
@@ -136,21 +133,21 @@ def measure(
     Raises:
         Refused: a stream or a send was not served; nothing that is measured comes near a limit.
     """
-    for session in sessions:
-        yield from _measure(session, seconds, rounds, say, stored)
+    for number in range(rounds):
+        for session in sessions if number % 2 == 0 else reversed(sessions):
+            yield from _measure(session, seconds, number, say, stored)
 
 
 def _measure(
     session: Session,
     seconds: float,
-    rounds: int,
+    seed: int,
     say: Callable[[str], None],
     stored: Callable[[Counts], None],
 ) -> Iterator[Measured]:
     settings = {"SOTTOVOCE_HEARTBEAT_SECONDS": str(session.heartbeat)}
     arrivals = sum(
-        rounds * point.load.connects * (seconds + CONNECTS_WARM_SECONDS + 0.5)
-        for point in session.points
+        point.load.connects * (seconds + CONNECTS_WARM_SECONDS + 0.5) for point in session.points
     )
     say(f"starting {session.workers} worker(s), heartbeat {session.heartbeat:g} s")
     with sottovoce(session.workers, pairs=1, settings=settings) as server:
@@ -171,14 +168,14 @@ def _measure(
                 few.open(server.stream_requests(FIRST_STREAMS), page=server.page)
             kernel = meters.memory()["kernel"]
             most_connects = 0.0
-            for number, point in enumerate(_in_turns(session.points, rounds)):
+            for number, point in enumerate(session.points):
                 load = point.load
                 say(load.name + (" (held out)" if point.held_out else ""))
                 if load.streams > len(crowd):
                     bench.open(load.streams)
                     bench.driver(Load(), seed=number).run(SETTLE_SECONDS)
                 memory = meters.memory()
-                values = window(bench, meters, load, seconds=seconds, seed=number)
+                values = window(bench, meters, load, seconds=seconds, seed=100 * seed + number)
                 most_connects = max(most_connects, load.connects)
                 if load.connects:  # a worker's memory is at its most when they have come
                     memory = meters.memory()
@@ -186,18 +183,6 @@ def _measure(
                 values |= {"most connects": most_connects, "crowded": crowded}
                 yield Measured(load=load, held_out=point.held_out, values=values)
             stored(meters.storage())
-
-
-def _in_turns(points: Sequence[Point], rounds: int) -> Iterator[Point]:
-    for _, level in groupby(points, key=lambda point: point.load.streams):
-        some = list(level)
-        for number in range(rounds):
-            yield from (point for point in some if number < _rounds(point.load, rounds))
-
-
-def _rounds(load: Load, rounds: int) -> int:
-    """A quiet point is long already."""
-    return rounds if load.sends or load.connects else 1
 
 
 def window(

@@ -466,4 +466,4 @@ def _beyond(answer: Answer, worst: Load, known: Known) -> list[str]:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
