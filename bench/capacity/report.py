@@ -11,6 +11,7 @@ from bench.capacity.show import (
     held_out_rows,
     highest_rows,
     plan_rows,
+    send_rows,
     size,
     verdict_rows,
 )
@@ -63,6 +64,10 @@ def parts(calibration: Calibration) -> dict[str, str]:
         )
         + "".join(f"\n\n{line}" for line in _most_streams(calibration)),
         "costs": _table(["", "± two standard errors"], cost_rows(calibration)),
+        "sends": _table(
+            ["sends/s of one worker", "worker, µs of CPU for each", "PostgreSQL, µs", "Redis, µs"],
+            send_rows(calibration),
+        ),
         "verdict": _table(
             ["", "held-out points within 15 %", "mean error", "worst", "spread of the fit"],
             verdict_rows(calibration),

@@ -8,12 +8,15 @@ from rich.table import Table
 from bench.capacity.calibration import Calibration
 from bench.capacity.model import LIKELY, Check, Estimate, check
 from bench.capacity.plan import PORTS, WIDE_PORTS, WORKER_STREAMS, Answer
+from bench.capacity.points import Load
 from bench.capacity.search import highest
 
 WIDTH = 130
 CHECKED = ("worker cpu", "postgres cpu", "redis cpu", "rss", "statements", "redis commands")
 """What the held-out points are compared in."""
 WITHIN = 0.15
+SEND_STREAMS = 5_000
+SEND_RATES = (1.0, 10.0, 100.0, 1_000.0)
 COSTS = (
     ("worker cpu", "streams", "CPU of an open stream", 1e6, "µs/s"),
     ("worker cpu", "heartbeats", "CPU of a heartbeat", 1e6, "µs"),
@@ -51,6 +54,25 @@ def cost_rows(calibration: Calibration) -> list[tuple[str, str]]:
         cost = fit.cost(term)
         text = f"{number(cost.value * scale)} ± {number(LIKELY * cost.error * scale)} {unit}"
         rows.append((what, text.strip()))
+    return rows
+
+
+def send_rows(calibration: Calibration) -> list[tuple[str, ...]]:
+    """What a send costs in all, with its two deliveries, by how many there are: by the fit."""
+    rows: list[tuple[str, ...]] = []
+    quiet = Load(streams=SEND_STREAMS)
+    for sends in SEND_RATES:
+        busy = Load(streams=SEND_STREAMS, sends=sends)
+        cells = [
+            (
+                calibration.model.predict(quantity, busy).value
+                - calibration.model.predict(quantity, quiet).value
+            )
+            / sends
+            * 1e6
+            for quantity in ("worker cpu", "postgres cpu", "redis cpu")
+        ]
+        rows.append((f"{sends:,.0f}", *map(number, cells)))
     return rows
 
 

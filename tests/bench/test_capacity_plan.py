@@ -61,7 +61,9 @@ def test_one_may_always_die():
 
 
 def test_the_worst_hour_is_within_the_rule():
-    for deployment in (USUAL, Deployment(clients=3_000_000, sends_per_second=100, cores=16)):
+    hasty = Deployment(clients=100_000, sends_per_second=1_000, reconnect_within=1)
+    assert answer(hasty).saturations[0].what == "workers' CPU, worst hour"
+    for deployment in (USUAL, hasty, Deployment(clients=3_000_000, sends_per_second=9, cores=16)):
         found = answer(deployment)
         rule = found.headroom
         assert found.normal_cpu.value <= rule.normal_cpu

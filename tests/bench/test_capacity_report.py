@@ -75,6 +75,8 @@ def test_the_verdict_counts_what_is_within():
 
 def test_the_highest_load_is_below_the_first_that_failed():
     assert highest(CALIBRATION.steps, 1, 5_000) == 1_500
+    lucky = msgspec.structs.replace(CALIBRATION.steps[0], sends=4_000.0)  # past one that failed
+    assert highest([*CALIBRATION.steps, lucky], 1, 5_000) == 1_500
     assert highest(CALIBRATION.steps, 1, 4_000) == 0
 
 
