@@ -2,6 +2,8 @@
 
 import gc
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -190,39 +192,28 @@ def _read(path: Path) -> Calibration:
     raise typer.Exit(1)
 
 
-class _Say:
-    """One line of what is being done, and a bar that moves with time."""
+@contextmanager
+def _progress(expected: float) -> Iterator[Callable[[str], None]]:
+    """What is being done, beside a bar that moves with time; a line each where no terminal is.
 
-    def __init__(self, progress: Progress, expected: float) -> None:
-        self._progress = progress
-        self._began = time.monotonic()
-        self._task = progress.add_task("", total=expected)
+    Args:
+        expected: seconds.
+    """
+    began = time.monotonic()
+    progress = Progress(
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn(f"of about {expected / 60:.0f} minutes  {{task.description}}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    task = progress.add_task("", total=expected)
 
-    def __call__(self, text: str) -> None:
-        spent = time.monotonic() - self._began
-        self._progress.update(self._task, completed=spent, description=text)
+    def say(text: str) -> None:
+        spent = time.monotonic() - began
+        progress.update(task, completed=spent, description=text)
         if not console.is_terminal:
             console.print(f"{int(spent) // 60:2}:{int(spent) % 60:02}  {text}")
 
-
-def _progress(expected: float) -> "_Shown":
-    return _Shown(expected)
-
-
-class _Shown:
-    def __init__(self, expected: float) -> None:
-        self._expected = expected
-        self._progress = Progress(
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn(f"of about {expected / 60:.0f} minutes  {{task.description}}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-
-    def __enter__(self) -> _Say:
-        self._progress.start()
-        return _Say(self._progress, self._expected)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+    with progress:
+        yield say

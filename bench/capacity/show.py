@@ -176,8 +176,8 @@ def plan_rows(answer: Answer) -> list[tuple[str, str, str]]:
         ),
         ("CPU of a worker", _percent(answer.worst_cpu)),
         ("memory of a node", _bytes(answer.worst_memory)),
-        ("they could be back in", _seconds(answer.fastest_return)),
-        ("all clients at once, in", _seconds(answer.everybody_back)),
+        ("workers can take them in", _seconds(answer.fastest_return)),
+        ("and everybody in", _seconds(answer.everybody_back)),
     )
     add(
         "Redis",
