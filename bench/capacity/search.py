@@ -9,7 +9,7 @@ from bench.capacity.measure import CONNECTIONS, Bench, window
 from bench.capacity.meters import Meters
 from bench.capacity.objectives import Objectives
 from bench.capacity.points import SINGLES, Load
-from bench.client import Page, Posts
+from bench.client import Page, Posts, Refused
 from bench.machine import CORES, client_on
 from bench.subjects import sottovoce
 
@@ -53,7 +53,7 @@ def search(
     objectives: Objectives,
     say: Callable[[str], None],
 ) -> Iterator[Step]:
-    """Send rates with so many streams open, two on each channel, and nothing pinned: the workers,
+    """Send rates with so many streams open, to channels of two, and nothing pinned: the workers,
     PostgreSQL, Valkey and this client share the machine as the kernel likes.
     """
     say(f"searching: {workers} worker(s), {streams:,} streams")
@@ -62,20 +62,24 @@ def search(
         sottovoce(workers, pairs=1, pinned=False) as server,
         Meters(server) as meters,
         Crowd(server.addresses, page=Page()) as crowd,
-        Posts(server.addresses[0], CONNECTIONS) as posts,
     ):
         server.pairs = server.seed(streams // 2 + SINGLES)
-        crowd.watch(posts.fd, posts.read)
-        bench = Bench(server, crowd, posts, [])
-        bench.open(streams)
         tried = 0
 
         def attempt(sends: float) -> Step:
             nonlocal tried
             tried += 1
             load = Load(workers=workers, streams=streams, sends=sends)
-            values = window(bench, meters, load, seconds=seconds, seed=tried)
-            missed = objectives.missed(values, sends)
+            with Posts(server.addresses[0], CONNECTIONS) as posts:
+                crowd.watch(posts.fd, posts.read)
+                bench.posts = posts
+                try:
+                    values = window(bench, meters, load, seconds=seconds, seed=tried)
+                    missed = objectives.missed(values, sends)
+                except Refused as error:  # over its limit it may say 503
+                    values, missed = {}, [str(error)]
+                finally:
+                    crowd.unwatch(posts.fd)
             say(
                 f"{sends:,.0f} sends/s: p99 {values.get('p99_ms', 0):,.0f} ms"
                 + (f": missed: {', '.join(missed)}" if missed else "")
@@ -90,20 +94,31 @@ def search(
                 missed=missed,
             )
 
-        good, bad = 0.0, FIRST
-        while bad <= MOST:
-            step = attempt(bad)
-            yield step
-            if step.missed:
-                break
-            good, bad = bad, bad * STEP
-        for _ in range(HALVINGS):
-            step = attempt((good + bad) / 2)
-            yield step
-            if step.missed:
-                bad = step.sends
-            else:
-                good = step.sends
+        with Posts(server.addresses[0], 1) as posts:
+            bench = Bench(server, crowd, posts, [])
+            bench.open(streams)
+        yield from climb(attempt)
+
+
+def climb(attempt: Callable[[float], Step]) -> Iterator[Step]:
+    """Doubled until one fails, then `HALVINGS` between the last that held and the first that did
+    not."""
+    good, bad = 0.0, FIRST
+    while bad <= MOST:
+        step = attempt(bad)
+        yield step
+        if step.missed:
+            break
+        good, bad = bad, bad * STEP
+    else:
+        return
+    for _ in range(HALVINGS):
+        step = attempt((good + bad) / 2)
+        yield step
+        if step.missed:
+            bad = step.sends
+        else:
+            good = step.sends
 
 
 def highest(steps: list[Step], workers: int, streams: int) -> float:

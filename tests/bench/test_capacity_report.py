@@ -10,7 +10,7 @@ from bench.__main__ import cli
 from bench.capacity.calibration import read_calibration, storage_of, write_calibration
 from bench.capacity.objectives import Objectives
 from bench.capacity.report import DEPLOYMENTS, command_of, parts, write_report
-from bench.capacity.search import highest
+from bench.capacity.search import FIRST, MOST, Step, climb, highest
 from bench.capacity.show import held_out, verdict_rows
 from bench.report import fill
 from tests.bench.forged import forge_calibration
@@ -78,6 +78,22 @@ def test_the_highest_load_is_below_the_first_that_failed():
     lucky = msgspec.structs.replace(CALIBRATION.steps[0], sends=4_000.0)  # past one that failed
     assert highest([*CALIBRATION.steps, lucky], 1, 5_000) == 1_500
     assert highest(CALIBRATION.steps, 1, 4_000) == 0
+
+
+@pytest.mark.parametrize("most", [130.0, 700.0, 3_333.0, 16_500.0])
+def test_the_climb_comes_within_an_eighth_of_what_can_be_had(most):
+    def attempt(sends: float) -> Step:
+        missed = ["too much"] if sends > most else []
+        return Step(workers=1, streams=9, sends=sends, values={}, missed=missed)
+
+    found = highest(list(climb(attempt)), 1, 9)
+    assert found <= most
+    assert found >= most - max(most, FIRST) / 8
+
+
+def test_the_climb_ends_though_nothing_fails():
+    steps = list(climb(lambda sends: Step(workers=1, streams=9, sends=sends, values={}, missed=[])))
+    assert highest(steps, 1, 9) == steps[-1].sends <= MOST
 
 
 @pytest.mark.parametrize(
