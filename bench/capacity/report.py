@@ -110,9 +110,9 @@ def _in_short(name: str, answer: Answer) -> list[str]:
         f"{deployment.sends_per_second:,.0f}",
         f"{answer.nodes} of {deployment.cores} cores and {deployment.memory_gb:g} GB",
         f"{answer.normal_cpu.value:.0%}, {answer.worst_cpu.value:.0%}",
-        f"{answer.redis_shards}, {size(answer.redis_memory)} in all",
+        f"servers: {answer.redis_shards}; {size(answer.redis_memory)} in all",
         (
-            f"{answer.postgres_cores} cores, "
+            f"cores: {answer.postgres_cores}; "
             f"{size(answer.message_storage + answer.audit_storage)} a year"
         ),
         answer.saturations[0].what,

@@ -159,7 +159,7 @@ def plan_rows(answer: Answer) -> list[tuple[str, str, str]]:
             "new streams",
             f"{answer.connects:,.0f} /s: a session ends after {deployment.stay_seconds:g} s",
         ),
-        ("out to clients", _bits(answer.egress)),
+        ("out to clients", f"{_bits(answer.egress)}, without TCP and TLS"),
     )
     add(
         "worst hour",
@@ -185,7 +185,7 @@ def plan_rows(answer: Answer) -> list[tuple[str, str, str]]:
         ("bandwidth", f"in {_bits(answer.redis_in)}, out {_bits(answer.redis_out)}"),
         ("CPU", f"{_percent(answer.redis_cpu)} of one core"),
         ("memory", f"{size(answer.redis_memory)} with 50 messages in every channel"),
-        ("servers", f"{answer.redis_shards} in a cluster or alone, each with a replica"),
+        ("servers", _shards(answer)),
     )
     add(
         "PostgreSQL",
@@ -231,7 +231,7 @@ def plan_rows(answer: Answer) -> list[tuple[str, str, str]]:
                 each.what,
                 (
                     f"{each.used:.0%} of it, {each.allowed:.0%} allowed: full at "
-                    f"{1 / each.used:.1f} × this load"
+                    f"{number(float(f'{1 / each.used:.2g}'))} × this load"
                 ),
             )
             for each in answer.saturations
@@ -316,6 +316,12 @@ def _seconds(seconds: float) -> str:
     if seconds == float("inf"):
         return "never, within the rule"
     return f"{number(seconds)} s" if seconds >= 1 else "under a second"
+
+
+def _shards(answer: Answer) -> str:
+    if answer.redis_shards.high == 1:
+        return "1, with a replica"
+    return f"{answer.redis_shards} in a cluster, each with a replica"
 
 
 def _split(text: str) -> tuple[str, str]:
