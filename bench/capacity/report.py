@@ -7,6 +7,7 @@ from bench.capacity.calibration import Calibration
 from bench.capacity.plan import Answer, Deployment, plan
 from bench.capacity.show import (
     CHECKED,
+    HIGHEST,
     cost_rows,
     held_out_rows,
     highest_rows,
@@ -59,7 +60,7 @@ def parts(calibration: Calibration) -> dict[str, str]:
         ),
         "machine": _machine(calibration),
         "highest": _table(
-            ["workers", "streams", "most sends/s", "p50 ms", "p99 ms", "the next that failed"],
+            HIGHEST,
             highest_rows(calibration),
         )
         + "".join(f"\n\n{line}" for line in _most_streams(calibration)),

@@ -15,6 +15,12 @@ WIDTH = 130
 CHECKED = ("worker cpu", "postgres cpu", "redis cpu", "rss", "statements", "redis commands")
 """What the held-out points are compared in."""
 WITHIN = 0.15
+BUSY = ("worker cpu", "postgres cpu", "client cpu")
+"""Cores at the highest load: is it the server that was measured?"""
+HIGHEST = (
+    "workers", "streams", "most sends/s", "p50 ms", "p99 ms", "workers' cores", "PostgreSQL's",
+    "client's", "the next that failed",
+)  # fmt: skip
 SEND_STREAMS = 5_000
 SEND_RATES = (1.0, 10.0, 100.0, 1_000.0)
 COSTS = (
@@ -133,6 +139,7 @@ def highest_rows(calibration: Calibration) -> list[tuple[str, ...]]:
                 f"{most:,.0f}",
                 f"{met[0].values['p50_ms']:.0f}" if met else "",
                 f"{met[0].values['p99_ms']:.0f}" if met else "",
+                *(f"{met[0].values[name]:.2f}" if met else "" for name in BUSY),
                 f"{first.sends:,.0f}: {', '.join(first.missed)}" if first else "",
             )
         )
@@ -270,7 +277,7 @@ def print_calibration(calibration: Calibration) -> None:
         verdict.add_row(*cells)
     console.print(verdict)
     if calibration.steps:
-        most = Table("workers", "streams", "most sends/s", "p50 ms", "p99 ms", "fails at")
+        most = Table(*HIGHEST)
         for cells in highest_rows(calibration):
             most.add_row(*cells)
         console.print(most)

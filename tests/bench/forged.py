@@ -80,7 +80,14 @@ def forge_calibration(*, noise: float = 0.05) -> Calibration:
             workers=workers,
             streams=5_000,
             sends=sends,
-            values={"sends": sends, "p50_ms": 3.0, "p99_ms": 9.0 if sends < 2_000 else 900.0},
+            values={
+                "sends": sends,
+                "p50_ms": 3.0,
+                "p99_ms": 9.0 if sends < 2_000 else 900.0,
+                "worker cpu": 0.9,
+                "postgres cpu": 0.4,
+                "client cpu": 0.2,
+            },
             missed=[] if sends < 2_000 else ["p99 900 ms"],
         )
         for workers in (1, 2)
