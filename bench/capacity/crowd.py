@@ -151,7 +151,9 @@ class Driver:
             while self._next_connect <= now and self._comers is not None:
                 crowd.come(next(self._comers))
                 self._next_connect = self._after(self._next_connect, self._connects)
-            soon = min(self._next_send, self._next_connect, end) - now
+            # With all connections busy an answer wakes it: to spin would take from the server.
+            sends = self._next_send if posts.free else end
+            soon = min(sends, self._next_connect, end) - now
             crowd.take(min(POLL_SECONDS, max(0.0, soon)))
         return meter
 
