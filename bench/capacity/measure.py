@@ -4,6 +4,7 @@ Each worker has a core; the client, PostgreSQL and Valkey have the other, which 
 second one shares. What is counted is CPU time by process, so that nobody's share is another's.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 from bench.capacity.crowd import Channels, Crowd, Driver
@@ -151,7 +152,10 @@ def _measure(
     )
     say(f"starting {session.workers} worker(s), heartbeat {session.heartbeat:g} s")
     with sottovoce(session.workers, pairs=1, settings=settings) as server:
-        comers = server.seed(int(arrivals * 1.1 / 2) + 10) if arrivals else []
+        # Chance may bring more: five standard deviations.
+        comers = (
+            server.seed(math.ceil((arrivals + 5 * math.sqrt(arrivals)) / 2)) if arrivals else []
+        )
         write_history(server.database_url, HISTORY)  # of those who come; all others have none
         if session.most_streams:
             server.pairs = server.seed(session.most_streams // 2 + SINGLES)
