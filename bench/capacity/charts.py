@@ -119,8 +119,8 @@ def _knee(calibration: Calibration, axes: Any) -> bool:
         most = highest(calibration.steps, workers, steps[0].streams)
         titles.append(f"{most:,.0f} sends/s ({_workers(workers)})")
     axes.axhline(limit, color=ORANGE, linewidth=1)
-    axes.text(axes.get_xlim()[1], limit, f"objective: p99 {limit:.0f} ms ", color=ORANGE,
-              ha="right", va="bottom", fontsize=8)  # fmt: skip
+    axes.text(axes.get_xlim()[0], limit, f" objective: p99 {limit:.0f} ms", color=ORANGE,
+              ha="left", va="bottom", fontsize=8)  # fmt: skip
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set(
