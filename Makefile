@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-stock test-tls test-h2 test-paths check format bench bench-peers load load-ui load-distributed load-mutants faults faults-mutants docs constraints clean
+.PHONY: help install demo test test-stock test-tls test-h2 test-paths check format bench bench-peers load load-ui load-distributed load-mutants capacity proxies faults faults-mutants docs constraints clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -55,6 +55,14 @@ load-distributed: install ## the same from Locust's master and two workers
 
 load-mutants: install ## put bugs into the server, and see that the load test names them; nine minutes
 	$(BIN)/python -m loadtest.mutants
+
+capacity: install ## how much this machine holds, and docs/capacity.md from it: 13 minutes; CAPACITY=--quick for two
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m bench capacity $(CAPACITY)
+
+proxies: ## the proxies whose files docs/tuning.md has, for their tests (Debian, as root)
+	timeout 600 apt-get update -qq
+	timeout 600 apt-get install -y --no-install-recommends nginx-light haproxy caddy
 
 faults: install ## break everything under load and check the ledger; MINUTES=10, HOURS=1, FAULTS="--seed 7"
 	$(BIN)/python -m bench.faults --minutes $(or $(MINUTES),$(if $(HOURS),$$((60 * $(HOURS))),10)) $(FAULTS)

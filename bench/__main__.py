@@ -1,4 +1,6 @@
-"""`python -m bench run` measures; `python -m bench report` writes docs/performance.md."""
+"""`python -m bench run` measures; `python -m bench report` writes docs/performance.md.
+`python -m bench capacity` measures what a unit of work costs; `python -m bench plan` uses it.
+"""
 
 import gc
 import subprocess
@@ -16,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.capacity.command import capacity, capacity_report, plan_command
 from bench.client import Refused
 from bench.machine import CLIENT_CORE, client_on, describe_machine, raise_file_limit
 from bench.report import write_report
@@ -34,6 +37,9 @@ QUIET = 0.1
 """Share of the machine that something else may take before a run is worth a warning."""
 
 cli = typer.Typer(add_completion=False, help=__doc__)
+cli.command()(capacity)
+cli.command()(capacity_report)
+cli.command("plan")(plan_command)
 console = Console(stderr=True, soft_wrap=True, highlight=False)
 
 

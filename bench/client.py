@@ -14,7 +14,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 MARK = b"~"
 """Once in every published text, and nowhere else in any server's bytes."""
@@ -99,7 +99,7 @@ class Streams:
     def __len__(self) -> int:
         return len(self._sockets)
 
-    def __enter__(self) -> "Streams":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -309,7 +309,7 @@ class Posts:
         self._busy: dict[int, _Post] = {}
         self._free: list[_Post] = [_Post(self._connect()) for _ in range(connections)]
 
-    def __enter__(self) -> "Posts":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -127,14 +127,16 @@ class Sottovoce(Server):
     """`sottovoce dev`: real tokens, access, PostgreSQL that commits durably, Valkey.
 
     Attributes:
-        database_url: of its PostgreSQL.
+        database_url, redis_url: of its PostgreSQL and Valkey.
+        postgres_pid, redis_pid: theirs.
         pairs: seeded people, each pair with a channel.
     """
 
     def __init__(self, ready: "_Ready", data_dir: Path, pairs: Sequence[Pair]) -> None:
         host, _, port = ready.base_url.removeprefix("http://").rpartition(":")
         super().__init__([(host, int(port))], ready.pids.workers, page=Page(b'"connected"'))
-        self.database_url = ready.database_url
+        self.database_url, self.redis_url = ready.database_url, ready.redis_url
+        self.postgres_pid, self.redis_pid = ready.pids.postgres, ready.pids.redis
         self.pairs = pairs
         self._data_dir = data_dir
 
@@ -184,6 +186,7 @@ class _Pids(msgspec.Struct):
 class _Ready(msgspec.Struct):
     base_url: str
     database_url: str
+    redis_url: str
     pids: _Pids
 
 

@@ -1,0 +1,260 @@
+"""Measures points: one server at a time, one load after the other, and what each has used.
+
+Each worker has a core; the client, PostgreSQL and Valkey have the other, which of two workers the
+second one shares. What is counted is CPU time by process, so that nobody's share is another's.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from bench.capacity.crowd import Channels, Crowd, Driver
+from bench.capacity.meters import Counts, Meters
+from bench.capacity.points import (
+    GROUP_STREAMS,
+    GROUPS,
+    SINGLES,
+    Load,
+    Measured,
+    Session,
+)
+from bench.client import Page, Posts, Refused, Streams
+from bench.machine import CORES
+from bench.scenarios.connect import HISTORY, write_history
+from bench.scenarios.idle import FIRST_STREAMS
+from bench.statistics import percentile
+from bench.subjects import Pair, Sottovoce, sottovoce
+
+WARM_SECONDS = 1.5
+CONNECTS_WARM_SECONDS = 2.5
+"""Until streams leave as they come."""
+CONNECTIONS = 128
+"""That send: with fewer a slow answer would hold up what is due."""
+TOGETHER = 20
+"""Channels whose first people come before their second ones."""
+SETTLE_SECONDS = 2.0
+"""After streams were opened: for what that left to do."""
+QUIET_SECONDS_AT_LEAST = 6.5
+"""Little is used in a quiet one, so it takes longer to see how much."""
+
+
+def sessions_seconds(sessions: Sequence[Session], *, seconds: float, rounds: int) -> float:
+    """About how long they take: 1,500 streams are seeded and 1,800 opened in a second."""
+    total = 0.0
+    for session in sessions:
+        total += 12 + session.most_streams * (1 / 1_500 + 1 / 1_800)
+        total += sum(_window_seconds(point.load, seconds) + 2.5 for point in session.points)
+    return rounds * total
+
+
+class Bench:
+    """A server with people on its channels, and more of them as they are asked for.
+
+    Attributes:
+        crowd: all streams.
+    """
+
+    def __init__(
+        self, server: Sottovoce, crowd: Crowd, posts: Posts, comers: Sequence[Pair]
+    ) -> None:
+        self.server = server
+        self.crowd = crowd
+        self.posts = posts
+        self._pools: dict[int, list[Pair]] = {1: [], 2: [], GROUP_STREAMS: []}
+        self._fresh = iter(server.pairs)
+        # Of each channel one person comes first, to a page from PostgreSQL, and the other soon
+        # after, to one that the worker remembers: as when a node has died.
+        self._comers = iter(
+            server.stream_request(pair, side)
+            for start in range(0, len(comers), TOGETHER)
+            for side in (True, False)
+            for pair in comers[start : start + TOGETHER]
+        )
+
+    def open(self, streams: int) -> None:
+        """So many in all: some channels with one, some with several, all others with two."""
+        missing = streams - len(self.crowd)
+        requests: list[bytes] = []
+        if streams and not self._pools[1]:
+            for _ in range(SINGLES):
+                pair = self._take(1)
+                requests.append(self.server.stream_request(pair, True))
+            for _ in range(GROUPS):
+                pair = self._take(GROUP_STREAMS)
+                sides = [device % 2 == 0 for device in range(GROUP_STREAMS)]
+                requests += [self.server.stream_request(pair, side) for side in sides]
+        while len(requests) < missing:
+            pair = self._take(2)
+            requests += [self.server.stream_request(pair, side) for side in (True, False)]
+        if requests:
+            self.crowd.open(requests, page=self.server.page)
+
+    def driver(self, load: Load, *, seed: int) -> Driver:
+        return Driver(
+            self.server,
+            self.crowd,
+            self.posts,
+            channels=Channels(self._pools[load.fanout], load.fanout),
+            sends=load.sends,
+            characters=load.characters,
+            connects=load.connects,
+            comers=self._comers if load.connects else None,
+            seed=seed,
+        )
+
+    @property
+    def channels(self) -> int:
+        """All that have streams which stay."""
+        return sum(map(len, self._pools.values()))
+
+    def talking(self, fanout: int) -> int:
+        """Channels that a load of this fan-out is spread over."""
+        return len(self._pools[fanout])
+
+    def _take(self, fanout: int) -> Pair:
+        pair = next(self._fresh)
+        self._pools[fanout].append(pair)
+        return pair
+
+
+def measure(
+    sessions: Sequence[Session],
+    *,
+    seconds: float,
+    rounds: int,
+    say: Callable[[str], None],
+    stored: Callable[[Counts], None],
+) -> Iterator[Measured]:
+    """Every point of every session, once in each round; every second round has the sessions the
+    other way round. So what drifts on the machine, over minutes, meets all of them alike.
+
+    Args:
+        seconds: of one window.
+        stored: gets what each session has left in the stores: `Meters.storage`.
+
+    Raises:
+        Refused: a stream or a send was not served; nothing that is measured comes near a limit.
+    """
+    for number in range(rounds):
+        for session in sessions if number % 2 == 0 else reversed(sessions):
+            yield from _measure(session, seconds, number, say, stored)
+
+
+def _measure(
+    session: Session,
+    seconds: float,
+    seed: int,
+    say: Callable[[str], None],
+    stored: Callable[[Counts], None],
+) -> Iterator[Measured]:
+    settings = {"SOTTOVOCE_HEARTBEAT_SECONDS": str(session.heartbeat)}
+    arrivals = sum(
+        point.load.connects * (seconds + CONNECTS_WARM_SECONDS + 0.5) for point in session.points
+    )
+    say(f"starting {session.workers} worker(s), heartbeat {session.heartbeat:g} s")
+    with sottovoce(session.workers, pairs=1, settings=settings) as server:
+        # Chance may bring more: five standard deviations.
+        comers = (
+            server.seed(math.ceil((arrivals + 5 * math.sqrt(arrivals)) / 2)) if arrivals else []
+        )
+        write_history(server.database_url, HISTORY)  # of those who come; all others have none
+        if session.most_streams:
+            server.pairs = server.seed(session.most_streams // 2 + SINGLES)
+        with (
+            Meters(server) as meters,
+            Crowd(server.addresses, page=Page(b'"connected"', HISTORY)) as crowd,
+            Posts(server.addresses[0], CONNECTIONS) as posts,
+        ):
+            crowd.watch(posts.fd, posts.read)
+            bench = Bench(server, crowd, posts, comers)
+            meters.clean()
+            crowded = float(session.workers >= len(CORES))
+            with Streams(server.addresses) as few:  # what is made once is no stream's
+                few.open(server.stream_requests(FIRST_STREAMS), page=server.page)
+            kernel = meters.memory()["kernel"]
+            most_connects = 0.0
+            for number, point in enumerate(session.points):
+                load = point.load
+                say(load.name + (" (held out)" if point.held_out else ""))
+                if load.streams > len(crowd):
+                    bench.open(load.streams)
+                    bench.driver(Load(), seed=number).run(SETTLE_SECONDS)
+                memory = meters.memory()
+                values = window(bench, meters, load, seconds=seconds, seed=100 * seed + number)
+                most_connects = max(most_connects, load.connects)
+                if load.connects:  # a worker's memory is at its most when they have come
+                    memory = meters.memory()
+                values |= memory | {"kernel": memory["kernel"] - kernel}
+                values |= {"most connects": most_connects, "crowded": crowded}
+                yield Measured(load=load, held_out=point.held_out, values=values)
+            stored(meters.storage())
+
+
+def window(
+    bench: Bench, meters: Meters, load: Load, *, seconds: float, seed: int
+) -> dict[str, float]:
+    """One load, kept up until it is even, then measured, then waited for.
+
+    Returns:
+        What was used and done, each a second: `worker cpu` (of all) and those of each worker,
+        `postgres cpu`, `redis cpu` and `client cpu` in cores; `sends`, `deliveries`, `heartbeats`,
+        `connects`; `appends` and `statements` (PostgreSQL's round trips, one commit each), `round
+        trips` (Redis'), and what the services count. Besides: `streams` (open, on average),
+        `talking` and `channels` (in all), `p50_ms`, `p99_ms`, `p999_ms` from due to delivered,
+        `page_ms` (p99 from connecting to the whole page), `lost` (share of deliveries), `turned
+        away` (share of connects), `ended` (streams).
+    """
+    crowd = bench.crowd
+    driver = bench.driver(load, seed=seed)
+    crowd.forget()
+    crowd.turned_away = 0
+    ended = crowd.lost
+    driver.run(CONNECTS_WARM_SECONDS if load.connects else WARM_SECONDS if load.sends else 0.5)
+    before = meters.read()
+    done = _counts(bench)
+    streams = len(crowd)
+    meter = driver.run(_window_seconds(load, seconds))
+    busy = meter.busy
+    streams = (streams + len(crowd)) // 2
+    now = _counts(bench)
+    after = meters.read()
+    driver.drain()
+    took = after["seconds"] - before["seconds"]
+    values = {name: (after[name] - before[name]) / took for name in after if name != "seconds"}
+    latencies = sorted(crowd.latencies)
+    pages = sorted(crowd.came)
+    values |= {
+        "client cpu": busy,
+        **{name: (now[name] - done[name]) / took for name in now},
+        "streams": float(streams),
+        "talking": float(bench.talking(load.fanout)),
+        "channels": float(bench.channels),
+        "lost": 1 - len(latencies) / driver.expected if driver.expected else 0.0,
+        "turned away": crowd.turned_away / len(pages) if pages else 0.0,
+        "ended": float(crowd.lost - ended),
+    }
+    if load.sends and not latencies:
+        raise Refused("no message arrived")
+    for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99), ("p999_ms", 0.999)):
+        if latencies:
+            values[name] = percentile(latencies, share) * 1000
+    if pages:
+        values["page_ms"] = percentile(pages, 0.99) * 1000
+    return values
+
+
+def _counts(bench: Bench) -> Counts:
+    crowd = bench.crowd
+    return {
+        "sends": float(bench.posts.answered),
+        "deliveries": float(len(crowd.latencies)),
+        "heartbeats": float(crowd.heartbeats),
+        "connects": float(len(crowd.came)),
+        "stream bytes": float(crowd.bytes),
+    }
+
+
+def _window_seconds(load: Load, seconds: float) -> float:
+    """A quiet one takes a whole round of heartbeats: streams opened together have theirs so."""
+    if load.sends or load.connects:
+        return seconds
+    return max(QUIET_SECONDS_AT_LEAST, load.heartbeat) if load.streams else seconds
