@@ -160,12 +160,13 @@ class Session:
 
     def _cut_now_and_then(self) -> None:
         """Each stream is lost after `cut_every` seconds on average."""
-        while True:
-            rate = max(1, len(self._listeners)) / self.options.cut_every
-            gevent.sleep(self.random.expovariate(rate))
-            listener = self.anybody()
-            if listener is not None and not self.quiet:
-                listener.cut()
+        while not self.quiet:
+            gevent.sleep(TICK_SECONDS)
+            count = self.open * TICK_SECONDS / self.options.cut_every
+            for _ in range(int(count + self.random.random())):
+                listener = self.anybody()
+                if listener is not None:
+                    listener.cut()
 
 
 _sessions: WeakKeyDictionary[Environment, Session] = WeakKeyDictionary()

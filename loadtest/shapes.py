@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped,unused-ignore]
 from locust import LoadTestShape
@@ -127,7 +128,7 @@ class Steps(Hold):
         super().reset_time()
         self._users, self._until = 0, 0.0
         if self.runner is not None:
-            file = self.runner.environment.parsed_options.objectives
+            file = Path(self.runner.environment.parsed_options.objectives)
             self._objectives = tuple(read_objectives(file, ""))
 
     def tick(self) -> tuple[int, float] | None:
