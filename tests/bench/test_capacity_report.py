@@ -37,7 +37,6 @@ def test_the_page_names_the_commands_of_its_deployments():
 
 
 def test_charts_are_drawn_and_are_on_the_page(tmp_path):
-    pytest.importorskip("matplotlib", reason="pip install '.[bench]'")
     (tmp_path / "capacity.md").write_text((DOCS / "capacity.md").read_text("utf-8"))
     written = write_report(CALIBRATION, tmp_path)
     charts = {path.name: path.read_bytes() for path in written if path.suffix == ".png"}
