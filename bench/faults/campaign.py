@@ -46,6 +46,9 @@ DEFECTS = {
 }
 NOTICED_SECONDS = 1.0
 """After a fault that lasts no time, in which connections are still broken by it."""
+SENT_BEFORE_SECONDS = 0.5
+"""What was first sent so long before a fault has been delayed by the one before it, for which it
+was repeated until now."""
 MANY_ATTEMPTS = 20_000
 """Among which one that is acknowledged is looked for."""
 END_SECONDS = 100.0
@@ -322,7 +325,11 @@ def _times(window: Window, load: Load, attempts: list[Attempt]) -> Times:
     until = window.healed + 1.0
     first = bisect_left(load.delivered, window.began, key=lambda each: each.at)
     last = bisect_left(load.delivered, until, key=lambda each: each.at)
-    felt = load.delivered[first:last]
+    felt = [
+        each
+        for each in load.delivered[first:last]
+        if each.at - each.took > window.began - SENT_BEFORE_SECONDS
+    ]
     first = bisect_left(attempts, window.began, key=lambda each: each.at)
     last = bisect_left(attempts, until, key=lambda each: each.at)
     healed = bisect_left(attempts, window.healed, key=lambda each: each.at)
