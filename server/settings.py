@@ -159,7 +159,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = setting("SOTTOVOCE_ACCESS_CACHE_SECONDS", 15.0)
     store_seconds: Annotated[
         Seconds, About("seconds", "for one request's storage work; then 503 with Retry-After")
-    ] = setting("SOTTOVOCE_STORE_SECONDS", 1.5)
+    ] = setting("SOTTOVOCE_STORE_SECONDS", 1.25)
     poll_seconds: Annotated[
         Seconds, About("seconds", "between looks at PostgreSQL while Redis is gone")
     ] = setting("SOTTOVOCE_POLL_SECONDS", 0.25)

@@ -53,9 +53,7 @@ class CatchUp:
             await trio.sleep(GRACE_SECONDS)
             while channel.streams and channel.head is not None and channel.head < channel.target:
                 try:
-                    page = await self._store.history(
-                        channel.id, channel.head, head=channel.target, recent=False
-                    )
+                    page = await self._store.missed(channel.id, channel.head)
                 except ChannelGone:
                     return
                 except StoreUnavailable:

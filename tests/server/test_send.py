@@ -3,14 +3,18 @@
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
 from protocol.requests import SendMessage
 from server.handlers.send import LEAST_SHARE, send_message
+from server.settings import Settings
 from storage.contract import StoreUnavailable, User
 
-STORE_SECONDS = 1.5
+(STORE_SECONDS,) = (
+    field.default for field in msgspec.structs.fields(Settings) if field.name == "store_seconds"
+)
 
 
 async def given(look: float) -> list[float]:
@@ -52,7 +56,7 @@ async def given(look: float) -> list[float]:
 
 @pytest.mark.parametrize(
     ("look", "left"),
-    [(0.0, STORE_SECONDS), (0.5, 1.0), (1.5, LEAST_SHARE * STORE_SECONDS)],
+    [(0.0, STORE_SECONDS), (0.5, STORE_SECONDS - 0.5), (1.5, LEAST_SHARE * STORE_SECONDS)],
 )
 async def test_the_append_has_what_is_left_of_the_time(autojump_clock, look: float, left: float):
     assert await given(look) == pytest.approx([left])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import redis
 import trio
+import trio.testing
 
 from storage.contract import (
     ChannelGone,
@@ -307,6 +308,25 @@ async def test_history_is_the_newest_or_what_comes_after_a_cursor(
         record = newest.records[-1]
         assert record.reply().content == "text 450"
         assert record.reply().sender_first_name == "Pat0"
+
+
+async def test_what_a_channel_missed_is_not_read_after_a_crowds_pages(database: Database):
+    """Live messages wait for it."""
+    (room,) = make_rooms(database)
+    insert_messages(database, room, 450)
+    read: list[Page] = []
+
+    async def join(after: int) -> None:
+        read.append(await store.history(room.channel_id, after, head=450))
+
+    async with opened_store(database) as (store, _), trio.open_nursery() as nursery:
+        await store.heads({room.channel_id: 0})  # there is a connection
+        for after in range(200):
+            nursery.start_soon(join, after)
+        await trio.testing.wait_all_tasks_blocked()
+        page = await store.missed(room.channel_id, 448)
+        assert seqs(page) == [449, 450]
+        assert len(read) < 100, "it waited for those who came before it"
 
 
 async def test_an_empty_channels_history_is_empty(database: Database, redis_url: str):

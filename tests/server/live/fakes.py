@@ -55,14 +55,11 @@ class FakeStore:
         self.redis = FakeBreaker()
         self.before_answer: Callable[[], None] = lambda: None
 
+    async def missed(self, channel_id: int, after: int) -> Page:
+        return await self.history(channel_id, after, head=after + 1)
+
     async def history(
-        self,
-        channel_id: int,
-        after: int | None,
-        *,
-        head: int,
-        size: int | None = None,
-        recent: bool = True,
+        self, channel_id: int, after: int | None, *, head: int, size: int | None = None
     ) -> Page:
         self.reads.append((after, head))
         await trio.lowlevel.checkpoint()
