@@ -36,7 +36,12 @@ class _Response:
         self.on_body = on_body
         self.parser: Any = httptools.HttpResponseParser(self)
         self.status = 0
+        self.retry_after = 0.0
         self.complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"retry-after":
+            self.retry_after = float(value)
 
     def on_headers_complete(self) -> None:
         self.status = self.parser.get_status_code()
@@ -122,6 +127,11 @@ class EventStream:
     @property
     def status(self) -> int:
         return self._response.status
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds that the response asks to be left alone for; 0 unless it does."""
+        return self._response.retry_after
 
     def _feed(self, data: bytes) -> None:
         if self.status == 200:

@@ -24,7 +24,7 @@ import trio
 
 from bench.faults.issuer import Issuer
 from bench.faults.ledger import Stored
-from bench.faults.proxy import TcpProxy, open_proxy
+from bench.faults.proxy_process import ProxyProcess, open_proxy_process
 from bench.subjects import ROOT
 
 NODES = 2
@@ -190,8 +190,8 @@ class Deployment:
         warden: trio.Process,
         issuer: Issuer,
         parts: dict[str, Part],
-        postgres_proxy: TcpProxy,
-        redis_proxies: list[TcpProxy],
+        postgres_proxy: ProxyProcess,
+        redis_proxies: list[ProxyProcess],
     ) -> None:
         self.issuer = issuer
         self.parts = parts
@@ -366,10 +366,10 @@ async def open_deployment(folder: Path, *, channels: int) -> AsyncIterator[Deplo
         deployment = Deployment(warden, issuer, {}, None, [])  # type: ignore[arg-type]
         postgres = await deployment.start(deployment.postgres)
         valkey = await deployment.start(deployment.valkey)
-        proxy = await stack.enter_async_context(open_proxy("127.0.0.1", postgres.port))
+        proxy = await stack.enter_async_context(open_proxy_process("127.0.0.1", postgres.port))
         deployment.postgres_proxy = proxy
         for _ in range(NODES):
-            proxy = await stack.enter_async_context(open_proxy("127.0.0.1", valkey.port))
+            proxy = await stack.enter_async_context(open_proxy_process("127.0.0.1", valkey.port))
             deployment.redis_proxies.append(proxy)
         for number in range(NODES):
             env = _environment(deployment, number)

@@ -39,6 +39,7 @@ DEAF_SECONDS = 6 * HEARTBEAT_SECONDS
 STAY_SECONDS = 20.0
 """In the mean; then a page is closed and opened again, as people do, on either server."""
 COME_BACK_SECONDS = (0.05, 0.3)
+"""After a stream has ended; with a Retry-After, that much later."""
 PAGES = 2
 """That each person of a channel that talks has open."""
 QUIET = 4
@@ -319,8 +320,9 @@ class Page:
                 self._load.silences += self.live
             except BROKEN:
                 pass
+            refused = 0.0 if self.open is None else self.open.retry_after
             self._ended()
-            await trio.sleep(self._rng.uniform(*COME_BACK_SECONDS))
+            await trio.sleep(refused + self._rng.uniform(*COME_BACK_SECONDS))
 
     async def visit(self, seconds: float) -> None:
         """One connection, for so long at most."""

@@ -2,13 +2,15 @@
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from bench.faults.proxy import TcpProxy, open_proxy
+from bench.faults.proxy_process import ProxyProcess, open_proxy_process
 
 
 @asynccontextmanager
@@ -160,4 +162,48 @@ async def test_new_connections_go_to_a_new_target():
         proxy.target = ("127.0.0.1", listeners[0].socket.getsockname()[1])
         async with await trio.open_tcp_stream("127.0.0.1", proxy.port) as stream:
             assert await stream.receive_some() == b"hello"
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_in_a_process_of_its_own_is_told_the_same_and_ends_with_the_block():
+    async def say(words: bytes, stream: trio.SocketStream) -> None:
+        await stream.send_all(words)
+        with suppress(trio.BrokenResourceError):
+            await stream.receive_some()
+
+    async def heard(proxy: ProxyProcess) -> bytes:
+        async with await trio.open_tcp_stream("127.0.0.1", proxy.port) as stream:
+            return bytes(await stream.receive_some())
+
+    async with trio.open_nursery() as nursery:
+        ports = []
+        for words in (b"one", b"two"):
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, partial(say, words), listeners)
+            ports.append(listeners[0].socket.getsockname()[1])
+        with trio.fail_after(30):
+            async with open_proxy_process("127.0.0.1", ports[0]) as proxy:
+                assert await heard(proxy) == b"one"
+                async with await trio.open_tcp_stream("127.0.0.1", proxy.port) as stream:
+                    assert await stream.receive_some() == b"one"
+                    proxy.cut()
+                    with pytest.raises(trio.BrokenResourceError):
+                        await stream.receive_some()
+                with pytest.raises(OSError, match="connect"):
+                    await heard(proxy)
+                proxy.target = ("127.0.0.1", ports[1])
+                proxy.resume()
+                assert await heard(proxy) == b"two"
+                proxy.stall()
+                with trio.move_on_after(0.1) as scope:
+                    await heard(proxy)
+                assert scope.cancelled_caught
+                proxy.resume()
+                proxy.delay = 0.2
+                began = trio.current_time()
+                assert await heard(proxy) == b"two"
+                assert trio.current_time() - began >= 0.2
+                assert proxy.delay == 0.2
+            with pytest.raises(OSError, match="connect"):
+                await heard(proxy)
         nursery.cancel_scope.cancel()
