@@ -74,7 +74,8 @@ class TcpProxy:
         async with trio.open_nursery() as nursery:
             while True:
                 await self._listening.wait()
-                assert self._listener is not None
+                if self._listener is None:  # cut again, before this task had its turn
+                    continue
                 with suppress(trio.ClosedResourceError):  # cut
                     client = await self._listener.accept()
                     self.accepted += 1

@@ -80,6 +80,19 @@ async def test_a_cut_resets_what_is_open_and_refuses_what_comes_until_it_resumes
         assert proxy.accepted == 2
 
 
+async def test_it_can_be_cut_in_the_moment_in_which_it_resumes():
+    async with proxy_before_an_echo() as proxy:
+        for _ in range(3):
+            proxy.cut()
+            await wait_all_tasks_blocked()
+            proxy.resume()
+            proxy.cut()
+            await wait_all_tasks_blocked()
+        proxy.resume()
+        async with await connect(proxy) as stream:
+            assert await ask(stream, b"after") == b"after"
+
+
 async def test_a_stall_holds_both_directions_and_loses_nothing():
     async with proxy_before_an_echo() as proxy, await connect(proxy) as old:
         assert await ask(old, b"before") == b"before"
