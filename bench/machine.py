@@ -3,9 +3,10 @@
 import os
 import platform
 import resource
+import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -107,3 +108,18 @@ def _read(path: str) -> str:
         return Path(path).read_text().strip()
     except OSError:
         return "unknown"
+
+
+def end_process(process: "subprocess.Popen[bytes]", *, seconds: float) -> None:
+    """SIGTERM, and SIGKILL where that is not obeyed; also to what it started and left behind."""
+    with suppress(psutil.NoSuchProcess):
+        tree = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for child in tree:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()

@@ -4,10 +4,8 @@ Every server gets a core of its own where there are two; what it needs besides (
 Valkey) shares the other with the client.
 """
 
-import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +21,7 @@ import msgspec
 import psutil  # type: ignore[import-untyped,unused-ignore]
 
 from bench.client import MARK, Address, Page, Refused
-from bench.machine import CORES, pin
+from bench.machine import CORES, end_process, pin
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / ".bench"
@@ -434,21 +432,7 @@ def _process(
     try:
         yield process
     finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        tree = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for child in tree:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+        end_process(process, seconds=STOP_SECONDS)
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 import psutil  # type: ignore[import-untyped,unused-ignore]
+
+from bench.machine import end_process
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 60.0
@@ -121,21 +122,7 @@ def local_server(
             time.sleep(0.05)
         yield server
     finally:
-        _end(process)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        tree = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for child in tree:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+        end_process(process, seconds=STOP_SECONDS)
 
 
 class ServerWatch:

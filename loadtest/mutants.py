@@ -7,21 +7,19 @@ there any more is an error: it says nothing of what a load test sees.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.sources import Broken, Patch, copied
 from loadtest.local import ROOT
 
-PACKAGES = ("protocol", "storage", "server", "loadtest")
+PACKAGES = ("protocol", "storage", "server", "bench", "loadtest")
 WORK = ROOT / ".load"
 RUN_SECONDS = 600.0
 """For one run of two minutes, all told."""
@@ -31,16 +29,8 @@ HEARTBEAT_SECONDS = 3.0
 console = Console(soft_wrap=True, highlight=False)
 
 
-class Patch(NamedTuple):
-    """A text that is in a file once, and what takes its place. EVERY stands for one in how many."""
-
-    file: str
-    old: str
-    new: str
-
-
 class Mutant(NamedTuple):
-    """A server with a bug.
+    """A server with a bug. EVERY in its texts stands for one in how many.
 
     Attributes:
         names: figures of which at least one must be missed.
@@ -48,6 +38,9 @@ class Mutant(NamedTuple):
 
     patches: tuple[Patch, ...]
     names: tuple[str, ...]
+
+    def one_in(self, every: int) -> list[Patch]:
+        return [each._replace(new=each.new.replace("EVERY", str(every))) for each in self.patches]
 
 
 CONNECTION = "server/live/connection.py"
@@ -100,10 +93,6 @@ MUTANTS = {
 }
 
 
-class Broken(Exception):
-    """A mutant could not be made, or its run did not come to an end."""
-
-
 def main(
     name: Annotated[str, typer.Argument(help="Mutants whose names have this in them.")] = "",
     every: Annotated[int, typer.Option(min=2, help="One frame in how many.")] = 10_000,
@@ -149,16 +138,7 @@ def run_mutant(
     Raises:
         Broken
     """
-    WORK.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix="mutant-", dir=WORK, ignore_cleanup_errors=True
-    ) as folder:
-        root = Path(folder)
-        root.chmod(0o755)  # PostgreSQL may run as somebody else
-        for package in PACKAGES:
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / package, root / package, ignore=ignored)
-        apply(mutant, root, every=every)
+    with copied(PACKAGES, mutant.one_in(every), work=WORK) as root:
         command = [sys.executable, "-m", "loadtest", "run", "hold", *arguments]
         command += ["--heartbeat-seconds", str(HEARTBEAT_SECONDS)]
         try:
@@ -183,20 +163,6 @@ def run_mutant(
         if not each["met"]
     }
     return ran.returncode, missed, told["figures"]["deliveries"]
-
-
-def apply(mutant: Mutant, root: Path, *, every: int) -> None:
-    """Change the sources in `root`.
-
-    Raises:
-        Broken: a text is not there, or more than once.
-    """
-    for patch in mutant.patches:
-        path = root / patch.file
-        text = path.read_text()
-        if text.count(patch.old) != 1:
-            raise Broken(f"{patch.file} has {patch.old!r} {text.count(patch.old)} times, not once")
-        path.write_text(text.replace(patch.old, patch.new.replace("EVERY", str(every))))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ NOTICED_SECONDS = 1.0
 SENT_BEFORE_SECONDS = 0.5
 """What was first sent so long before a fault has been delayed by the one before it, for which it
 was repeated until now."""
+TICK_SECONDS = 0.02
+LATE_SECONDS = 0.05
+"""By which the campaign's own loop may be late without a word."""
 MANY_ATTEMPTS = 20_000
 """Among which one that is acknowledged is looked for."""
 END_SECONDS = 100.0
@@ -151,6 +154,7 @@ class Times(NamedTuple):
         sends_back: from the mending to the first acknowledgment of an attempt made after it.
         streams_back: the longest that a page was without a live stream.
         ready_back: from the mending until all servers say that they have everything.
+        late: the longest that the campaign itself was held up, which is part of the others.
     """
 
     began: float
@@ -160,6 +164,7 @@ class Times(NamedTuple):
     sends_back: float | None
     streams_back: float | None
     ready_back: float | None
+    late: float = 0.0
 
 
 async def run_campaign(
@@ -183,11 +188,13 @@ async def run_campaign(
     """
     rng = random.Random(seed)
     ledger = Ledger()
+    lags: list[tuple[float, float]] = []
     async with open_deployment(folder, channels=channels) as deployment:
         load = Load(deployment, ledger, seed=seed, rate=rate)
         place = Place(deployment, load, rng)
         async with trio.open_nursery() as pages, trio.open_nursery() as talkers:
             load.open(pages)
+            pages.start_soon(_watch, load, lags)
             await trio.sleep(OPEN_SECONDS)
             before = await usage(deployment)
             load.talk(talkers)
@@ -215,7 +222,7 @@ async def run_campaign(
     times: dict[str, list[Times]] = {kind: [] for kind in kinds}
     for window in windows:
         if window.alone:
-            times[window.kind].append(_times(window, load, attempts))
+            times[window.kind].append(_times(window, load, attempts, lags))
     return Outcome(
         seed=seed,
         ledger=ledger,
@@ -321,7 +328,9 @@ async def _usage_again(deployment: Deployment, before: Usage) -> Usage:
     return await usage(deployment)
 
 
-def _times(window: Window, load: Load, attempts: list[Attempt]) -> Times:
+def _times(
+    window: Window, load: Load, attempts: list[Attempt], lags: list[tuple[float, float]]
+) -> Times:
     until = window.healed + 1.0
     first = bisect_left(load.delivered, window.began, key=lambda each: each.at)
     last = bisect_left(load.delivered, until, key=lambda each: each.at)
@@ -346,7 +355,17 @@ def _times(window: Window, load: Load, attempts: list[Attempt]) -> Times:
         sends_back=min(back, default=None),
         streams_back=max(_gaps(window, load), default=None),
         ready_back=READY_SECONDS if window.ready is None else window.ready - window.healed,
+        late=max((late for at, late in lags if window.began <= at <= until), default=0.0),
     )
+
+
+async def _watch(load: Load, lags: list[tuple[float, float]]) -> None:
+    """Note when this loop was late, and by how much: (at, seconds)."""
+    while True:
+        due = trio.current_time() + TICK_SECONDS
+        await trio.sleep_until(due)
+        if (late := trio.current_time() - due) > LATE_SECONDS:
+            lags.append((load.now, late))
 
 
 def _gaps(window: Window, load: Load) -> list[float]:

@@ -7,19 +7,17 @@ campaign itself: neither says anything of what the campaign sees.
 """
 
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.subjects import ROOT, WORK
+from bench.sources import Broken, Patch, copied
+from bench.subjects import WORK
 
 PACKAGES = ("protocol", "storage", "server", "bench")
 RUN_SECONDS = 150.0
@@ -28,14 +26,6 @@ MINUTES = 0.75
 SEED = 5
 
 console = Console(soft_wrap=True, highlight=False)
-
-
-class Patch(NamedTuple):
-    """A text that is in a file once, and what takes its place."""
-
-    file: str
-    old: str
-    new: str
 
 
 class Mutant(NamedTuple):
@@ -118,10 +108,6 @@ MUTANTS = {
 }
 
 
-class Broken(Exception):
-    """A mutant could not be made, or its campaign did not come to an end."""
-
-
 def main(
     name: Annotated[str, typer.Argument(help="Mutants whose names have this in them.")] = "",
 ) -> None:
@@ -151,13 +137,7 @@ def _violations(mutant: Mutant) -> str:
     Raises:
         Broken
     """
-    WORK.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="mutant-", dir=WORK) as folder:
-        root = Path(folder)
-        for package in PACKAGES:
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / package, root / package, ignore=ignored)
-        apply(mutant, root)
+    with copied(PACKAGES, mutant.patches, work=WORK) as root:
         command = [sys.executable, "-m", "bench.faults", "--seed", str(SEED)]
         command += ["--minutes", str(MINUTES), "--channels", "100", "--rate", "100"]
         try:
@@ -176,20 +156,6 @@ def _violations(mutant: Mutant) -> str:
     if told is None:
         raise Broken(f"the campaign failed:\n{ran.stdout[-3000:]}")
     return told[2] or ""
-
-
-def apply(mutant: Mutant, root: Path) -> None:
-    """Change the sources in `root`.
-
-    Raises:
-        Broken: a text is not there, or more than once.
-    """
-    for patch in mutant.patches:
-        path = root / patch.file
-        text = path.read_text()
-        if text.count(patch.old) != 1:
-            raise Broken(f"{patch.file} has {patch.old!r} {text.count(patch.old)} times, not once")
-        path.write_text(text.replace(patch.old, patch.new))
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def rows(outcome: Outcome) -> list[Row]:
     found = []
     for limit in LIMITS:
         values = [
-            (value, f"{kind}, {each.began:.0f} s")
+            (value, _which(kind, each))
             for kind, times in outcome.times.items()
             if kind.startswith(limit.kinds) and not kind.endswith(BYTES)
             for each in times
@@ -92,16 +92,31 @@ def rows(outcome: Outcome) -> list[Row]:
     return found
 
 
+def _which(kind: str, times: Times) -> str:
+    late = f"; the campaign {times.late:.2f} s late" if times.late else ""
+    return f"{kind}, {times.began:.0f} s{late}"
+
+
 def show(outcome: Outcome, console: Console) -> None:
     ledger = outcome.ledger
     faults = Table(
         title=f"{outcome.faults.total()} faults, seed {outcome.seed}", title_justify="left"
     )
-    for name in ("fault", "times", "same p99", "other p99", "answer", "sends", "streams", "ready"):
+    for name in (
+        "fault",
+        "times",
+        "same p99",
+        "other p99",
+        "answer",
+        "sends",
+        "streams",
+        "ready",
+        "late",
+    ):
         faults.add_column(name, justify="left" if name == "fault" else "right")
     for kind, count in sorted(outcome.faults.items()):
         times = outcome.times[kind]
-        faults.add_row(kind, str(count), *(_worst(times, index) for index in range(1, 7)))
+        faults.add_row(kind, str(count), *(_worst(times, index) for index in range(1, 8)))
     console.print(faults)
     limits = Table(
         title="seconds: median and worst of the faults that came alone", title_justify="left"

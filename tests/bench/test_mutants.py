@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.faults.faults import FAULTS
-from bench.faults.mutants import MUTANTS, Broken, Mutant, Patch, apply
+from bench.faults.mutants import MUTANTS
+from bench.sources import Broken, Patch, apply, copied
 from bench.subjects import ROOT
 
 
@@ -17,7 +18,7 @@ def test_a_mutant_is_made_of_the_sources(name: str, tmp_path: Path):
     for patch in mutant.patches:
         (tmp_path / patch.file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / patch.file, tmp_path / patch.file)
-    apply(mutant, tmp_path)
+    apply(mutant.patches, tmp_path)
     assert compileall.compile_dir(tmp_path, quiet=2)
     for patch in mutant.patches:
         assert (tmp_path / patch.file).read_text() != (ROOT / patch.file).read_text()
@@ -28,4 +29,13 @@ def test_a_mutant_is_made_of_the_sources(name: str, tmp_path: Path):
 def test_a_text_that_is_not_there_once_is_an_error(text: str, tmp_path: Path):
     (tmp_path / "code.py").write_text(text)
     with pytest.raises(Broken):
-        apply(Mutant((Patch("code.py", "safe", ""),), only=""), tmp_path)
+        apply([Patch("code.py", "safe", "")], tmp_path)
+
+
+def test_a_copy_has_the_patch_and_is_gone_after_the_block(tmp_path: Path):
+    patch = Patch("protocol/cursors.py", "class Cursor(", "class Curse(")
+    with copied(["protocol"], [patch], work=tmp_path / "work") as root:
+        assert "class Curse(" in (root / patch.file).read_text()
+        assert "class Cursor(" in (ROOT / patch.file).read_text()
+        assert not list(root.rglob("__pycache__"))
+    assert list((tmp_path / "work").iterdir()) == []

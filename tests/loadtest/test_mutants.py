@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.sources import apply
 from loadtest.local import ROOT
-from loadtest.mutants import MUTANTS, Broken, Mutant, Patch, apply
+from loadtest.mutants import MUTANTS
 from loadtest.objectives import FILE, read_objectives
 
 
@@ -17,7 +18,7 @@ def test_a_mutant_is_made_of_the_sources(name: str, tmp_path: Path):
     for patch in mutant.patches:
         (tmp_path / patch.file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / patch.file, tmp_path / patch.file)
-    apply(mutant, tmp_path, every=10_000)
+    apply(mutant.one_in(10_000), tmp_path)
     assert compileall.compile_dir(tmp_path, quiet=2)
     changed = (tmp_path / mutant.patches[0].file).read_text()
     assert changed != (ROOT / mutant.patches[0].file).read_text()
@@ -28,10 +29,3 @@ def test_what_a_mutant_must_miss_is_judged():
     judged = {each.figure for each in read_objectives(FILE, "hold")}
     for mutant in MUTANTS.values():
         assert set(mutant.names) <= judged
-
-
-@pytest.mark.parametrize("text", ["", "safe safe"])
-def test_a_text_that_is_not_there_once_is_an_error(text: str, tmp_path: Path):
-    (tmp_path / "code.py").write_text(text)
-    with pytest.raises(Broken):
-        apply(Mutant((Patch("code.py", "safe", ""),), names=()), tmp_path, every=2)
