@@ -28,6 +28,9 @@ MAX_JWKS_BYTES = 256 * 1024
 MAX_READS = 10
 """Of the set, without a pause: more than an issuer changes its keys, fewer than it would notice."""
 
+FIRST_PAUSE_SECONDS = 0.5
+"""After a read that failed while none has ever succeeded, doubled each time, jittered by half."""
+
 MIN_KEY_BITS = 2048
 """RFC 7518 §3.3 asks this of RS256."""
 
@@ -78,6 +81,7 @@ class PemKey:
         if not isinstance(key, RSAPublicKey) or key.key_size < MIN_KEY_BITS:
             raise ValueError(f"not a PEM of an RSA public key of at least {MIN_KEY_BITS} bits")
         self._key = key
+        self.known = True
 
     async def key(self, kid: str | None) -> RSAPublicKey:  # noqa: ARG002
         return self._key
@@ -181,7 +185,8 @@ class RemoteKeys:
       `MAX_READS` at once, and one more each `min_interval`.
     - Whether an unknown key exists cannot be told while the endpoint fails, nor in a flood: then
       it is `KeysUnavailable`, without a request until the interval is over. Known keys stay good.
-      As long as no set was ever read, the interval is `timeout`: nobody can sign in.
+      As long as no set was ever read nobody can sign in: then the interval is half a second, and
+      with each failure twice as long, `timeout` at most.
 
     A read belongs to everybody who waits, so it is shielded from the cancellation of the caller
     that happens to do it; that caller is held up for `timeout` at most.
@@ -203,7 +208,7 @@ class RemoteKeys:
         fetch: Callable[[str], Awaitable[bytes]] = fetch_jwks,
         min_interval: float = 10.0,
         max_age: float = 3600.0,
-        timeout: float = 3.0,
+        timeout: float = 2.0,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self._url = url
@@ -243,6 +248,11 @@ class RemoteKeys:
             raise KeysUnavailable(max(1.0, self._next_read_at - self._clock()))
         raise UnknownKey
 
+    @property
+    def known(self) -> bool:
+        """Whether there are keys at all: without them nobody can be let in."""
+        return bool(self._keys)
+
     def _knows(self, kid: str) -> bool:
         return kid in self._keys and self._clock() < self._read_at + self._max_age
 
@@ -252,13 +262,12 @@ class RemoteKeys:
 
     async def prefetch(self) -> None:
         """Read the set before anybody asks, so that a new worker needs the endpoint no more; while
-        that fails, again each `min_interval`, jittered, until somebody has read one."""
-        while not self._keys:
+        that fails, again after each pause, until somebody has read one."""
+        while not self.known:
             async with self._reading:
-                if self._clock() >= self._next_read_at:
+                if not self.known and self._clock() >= self._next_read_at:
                     await self._read()
-            if not self._keys:
-                await trio.sleep(self._min_interval * random.uniform(0.5, 1.0))
+            await trio.sleep(max(0.0, self._next_read_at - self._clock()))
 
     async def _read(self) -> None:
         started = self._clock()
@@ -277,7 +286,10 @@ class RemoteKeys:
             log.info("jwks_fetched", keys=len(keys), ms=round((now - started) * 1000))
             self._keys, self._read_at = keys, now
         if keys is None:  # until it is known to be back, each has its interval
-            pause = self._min_interval if self._keys else self._timeout
+            pause = self._min_interval
+            if not self.known:
+                pause = min(self._timeout, FIRST_PAUSE_SECONDS * 2 ** min(self._reads - 1, 10))
+                pause *= random.uniform(0.5, 1.0)
             self._full_at = now + pause + (MAX_READS - 1) * self._min_interval
         else:
             self._full_at = (now if self._failing else max(now, self._full_at)) + self._min_interval

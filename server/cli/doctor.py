@@ -199,6 +199,7 @@ class Doctor:
         try:
             ready = answer.json()
             down = [name for name in ("redis", "postgres") if ready[name] != "up"]
+            down += ["keys"] if ready["keys"] != "known" else []
             status, draining = ready["status"], ready["draining"]
         except (ValueError, KeyError, TypeError):
             raise Fault("/readyz does not say", "is it sottovoce's URL?") from None
@@ -208,10 +209,10 @@ class Doctor:
             raise Fault(
                 f"it is {'degraded' if status == 'degraded' else 'not ready'}, "
                 f"without {' and '.join(down) or 'something'}, as it sees it",
-                "see the lines on redis and postgres; where they are ok, the way from the "
+                "see the lines on redis, postgres and keys; where they are ok, the way from the "
                 "server's machine to them is not",
             )
-        return "redis and postgres are up, as the server sees them"
+        return "redis and postgres are up and the keys are known, as the server sees it"
 
     async def _flag(self) -> str:
         settings = self._target.settings

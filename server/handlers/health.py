@@ -26,8 +26,10 @@ class Readiness(msgspec.Struct, frozen=True):
     draining: bool
     redis: Literal["up", "down"]
     postgres: Literal["up", "down"]
+    keys: Literal["known", "unknown"]
+    """Of the issuer: without them nobody can be let in. Once known they stay so."""
     since: str | None = None
-    """While one is down: when the first of them went, ISO 8601."""
+    """While Redis or PostgreSQL is down: when the first of them went, ISO 8601."""
 
 
 async def healthz(service: Service, request: Request) -> Response:  # noqa: ARG001
@@ -36,7 +38,7 @@ async def healthz(service: Service, request: Request) -> Response:  # noqa: ARG0
 
 async def readyz(service: Service, request: Request) -> Response:  # noqa: ARG001
     redis, postgres = service.store.redis.up, service.store.postgres.up
-    serves = postgres and not service.draining
+    serves = postgres and service.keys.known and not service.draining
     status: Literal["ready", "degraded", "unready"] = (
         "unready" if not serves else "ready" if redis else "degraded"
     )
@@ -47,6 +49,7 @@ async def readyz(service: Service, request: Request) -> Response:  # noqa: ARG00
         draining=service.draining,
         redis="up" if redis else "down",
         postgres="up" if postgres else "down",
+        keys="known" if service.keys.known else "unknown",
         since=timestamp(round(min(down) * 1000)) if down else None,
     )
     return json_response(readiness, status=200 if serves else 503)

@@ -760,6 +760,7 @@ def test_health_readiness_and_metrics_answer(chat: Chat, pair: Pair):
         "draining": False,
         "redis": "up",
         "postgres": "up",
+        "keys": "known",
         "since": None,
     }
     metrics = chat.get("/metrics", None)
