@@ -37,6 +37,10 @@ ONE_WAY = ("one server",)
 LOCKED = ("a channel's row locked",)
 """One channel of so many that it is no part of a p99."""
 POSTGRES = ("postgres", "the way to postgres")
+RESTORED = ("postgres is restored",)
+"""The servers are stopped for it and started again, and everybody comes to them at once while they
+know nothing: an answer may take longer than one that only waits for PostgreSQL."""
+DIED = tuple(kind for kind in FAULTS if kind.startswith(POSTGRES) and not kind.startswith(RESTORED))
 
 BYTES = "a byte at a time"
 """There the campaign's own proxy is what is slow: its times say nothing of the servers."""
@@ -44,7 +48,8 @@ BYTES = "a byte at a time"
 LIMITS = [
     Limit("valkey's: live delivery on this server, p99", VALKEY + ONE_WAY, lambda t: t.same, 0.25),
     Limit("valkey's: delivery over the other server, p99", GONE, lambda t: t.other, 1.0),
-    Limit("postgres': the slowest answer to a send", POSTGRES, lambda t: t.answer, 2.0),
+    Limit("postgres': the slowest answer to a send", DIED, lambda t: t.answer, 2.0),
+    Limit("postgres restored: the slowest answer to a send", RESTORED, lambda t: t.answer, 3.0),
     Limit("postgres back: sends succeed after", POSTGRES, lambda t: t.sends_back, 3.0),
     Limit("valkey back: used again after", VALKEY + ONE_WAY, lambda t: t.ready_back, 5.0),
     Limit("a channel locked: delivery of all others, p99", LOCKED, lambda t: t.same, 0.25),
