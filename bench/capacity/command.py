@@ -24,7 +24,7 @@ from bench.capacity.fault import run_fault
 from bench.capacity.measure import measure, sessions_seconds
 from bench.capacity.meters import Counts
 from bench.capacity.model import fit_model
-from bench.capacity.objectives import Objectives
+from bench.capacity.objectives import read_objectives
 from bench.capacity.plan import Deployment, Unplannable, plan
 from bench.capacity.points import FULL, QUICK, Measured
 from bench.capacity.search import Step, search
@@ -54,12 +54,12 @@ def capacity(
         bool, typer.Option(help="Under two minutes: does it work? The docs stay as they are.")
     ] = False,
     seconds: Annotated[float, typer.Option(min=1.0, help="Of one window, unless quick.")] = 4.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Of everything, unless quick.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Of everything, unless quick.")] = 3,
     docs: Annotated[Path, typer.Option(help="The folder of capacity.md.")] = DOCS,
 ) -> None:
     """Measure this machine, fit what each unit of work costs, and write docs/capacity.md anew.
 
-    About 13 minutes, and nothing else should run meanwhile.
+    About half an hour, and nothing else should run meanwhile.
     """
     sessions = QUICK if quick else FULL
     if raise_file_limit() < 19_900:
@@ -86,7 +86,7 @@ def capacity(
             measured += measure(
                 sessions, seconds=seconds, rounds=rounds, say=say, stored=stored.append
             )
-        objectives = Objectives()
+        objectives = read_objectives()
         if not quick:
             for workers in (1, 2):
                 steps += search(

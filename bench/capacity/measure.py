@@ -13,6 +13,7 @@ from bench.capacity.points import (
     GROUP_STREAMS,
     GROUPS,
     SINGLES,
+    SOON,
     Load,
     Measured,
     Session,
@@ -33,8 +34,9 @@ TOGETHER = 20
 """Channels whose first people come before their second ones."""
 SETTLE_SECONDS = 2.0
 """After streams were opened: for what that left to do."""
-QUIET_SECONDS_AT_LEAST = 6.5
-"""Little is used in a quiet one, so it takes longer to see how much."""
+QUIET_TIMES = 7.5
+"""As long is a window in which nobody says or opens anything. Little is used there, and not
+evenly: 30 s are SOTTOVOCE_RECHECK_SECONDS, in which everything that comes again has come."""
 
 
 def sessions_seconds(sessions: Sequence[Session], *, seconds: float, rounds: int) -> float:
@@ -146,7 +148,10 @@ def _measure(
     say: Callable[[str], None],
     stored: Callable[[Counts], None],
 ) -> Iterator[Measured]:
-    settings = {"SOTTOVOCE_HEARTBEAT_SECONDS": str(session.heartbeat)}
+    settings = {
+        "SOTTOVOCE_HEARTBEAT_SECONDS": str(session.heartbeat),
+        "SOTTOVOCE_ACCESS_CACHE_SECONDS": str(SOON),
+    }
     arrivals = sum(
         point.load.connects * (seconds + CONNECTS_WARM_SECONDS + 0.5) for point in session.points
     )
@@ -254,7 +259,4 @@ def _counts(bench: Bench) -> Counts:
 
 
 def _window_seconds(load: Load, seconds: float) -> float:
-    """A quiet one takes a whole round of heartbeats: streams opened together have theirs so."""
-    if load.sends or load.connects:
-        return seconds
-    return max(QUIET_SECONDS_AT_LEAST, load.heartbeat) if load.streams else seconds
+    return seconds if load.sends or load.connects else QUIET_TIMES * seconds

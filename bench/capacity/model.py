@@ -24,6 +24,7 @@ Work = dict[str, float]
 """What there is to do, each a second or in all, by the names of `TERMS`."""
 
 TERMS = {
+    "services": "service",
     "workers": "worker",
     "streams": "open stream",
     "heartbeats": "heartbeat",
@@ -45,8 +46,10 @@ QUANTITIES: dict[str, tuple[str, ...]] = {
         "workers", "streams", "heartbeats", "deliveries", "sends", "lookups", "heard", "connects",
         "wakings",
     ),
-    "postgres cpu": ("workers", "streams", "sends", "lookups", "connects", "wakings"),
-    "redis cpu": ("workers", "sends", "heard", "connects", "wakings"),
+    "postgres cpu": (
+        "services", "workers", "streams", "sends", "lookups", "connects", "wakings",
+    ),
+    "redis cpu": ("services", "workers", "sends", "heard", "connects", "wakings"),
     "rss": ("workers", "streams", "most connects"),
     "kernel": ("streams",),
     "statements": ("workers", "streams", "lookups", "connects", "wakings"),
@@ -70,8 +73,6 @@ LIKELY = 2.0
 LEAST_POINTS = 4
 LEAST_WEIGHED = 0.005
 """Of the largest value: what is smaller counts by its absolute error, like one of this size."""
-ACCESS_SECONDS = 15.0
-"""SOTTOVOCE_ACCESS_CACHE_SECONDS: who sends again on a channel within it is not looked up again."""
 
 
 class Waking(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +83,8 @@ class Waking(msgspec.Struct, frozen=True, kw_only=True):
         connects, heard, lookups: times that each of these can wake it.
         crowding: by how much T grows where the workers share their cores with everything else:
             what they wait for takes longer, and more goes together.
+        apart: each kind goes together with its own only: as the questions to PostgreSQL do, which
+            has a statement for all appends that wait, one for all look-ups and one for all pages.
     """
 
     kept_seconds: float = 0.0
@@ -89,17 +92,19 @@ class Waking(msgspec.Struct, frozen=True, kw_only=True):
     heard: float = 0.0
     lookups: float = 0.0
     crowding: float = 0.0
+    apart: bool = False
 
     def per_second(self, work: Mapping[str, float]) -> float:
         """Of all workers."""
-        wakes = (
-            work["sends"]
-            + self.connects * work["connects"]
-            + self.heard * work["heard"]
-            + self.lookups * work["lookups"]
-        )
-        kept = self.kept_seconds * (1 + self.crowding * work["crowded"])
-        return float(wakes / (1 + wakes / work["workers"] * kept))
+        kinds = [
+            work["sends"],
+            self.connects * work["connects"],
+            self.heard * work["heard"],
+            self.lookups * work["lookups"],
+        ]
+        kept = self.kept_seconds * (1 + self.crowding * work["crowded"]) / work["workers"]
+        things = kinds if self.apart else [sum(kinds)]
+        return sum(each / (1 + each * kept) for each in things)
 
 
 KEPT_SECONDS = [float(seconds) for seconds in np.geomspace(0.0002, 0.02, 16)]
@@ -107,6 +112,7 @@ CONNECTS = (0.0, 1.0, 2.0, 4.0)
 HEARD = (0.0, 1.0)
 LOOKUPS = (0.0, 1.0)
 CROWDING = (0.0, 1.0, 2.0, 4.0)
+APART = (False, True)
 """Where each is looked for."""
 
 
@@ -207,11 +213,11 @@ def heartbeats_of(load: Load, talking: float) -> float:
 
 
 def lookups_of(load: Load, talking: float) -> float:
-    """A second: each worker looks a sender up, and then not for `ACCESS_SECONDS`."""
+    """A second: each worker looks a sender up, and then not for a time."""
     if not load.sends or not talking:
         return 0.0
     places = talking * load.workers  # where a send may find nothing remembered
-    return places / (ACCESS_SECONDS + places / load.sends)
+    return places / (load.access_seconds + places / load.sends)
 
 
 def work_of(load: Load, talking: float, *, crowded: bool = False) -> Work:
@@ -219,6 +225,7 @@ def work_of(load: Load, talking: float, *, crowded: bool = False) -> Work:
     deliveries = load.sends * load.fanout
     heard = load.sends * heard_of(load.fanout, load.workers)
     return {
+        "services": 1.0,  # PostgreSQL and Redis have clocks of their own, whoever asks
         "workers": float(load.workers),
         "streams": float(load.streams),
         "heartbeats": heartbeats_of(load, talking),
@@ -289,15 +296,21 @@ def fit(
     several = any(work["workers"] > 1 for work in works)
     some_crowded = any(work["crowded"] for work in works)
     best: Fit | None = None
-    for kept, connects, heard, lookups, crowding in product(
+    for kept, connects, heard, lookups, crowding, apart in product(
         KEPT_SECONDS,
         CONNECTS,
         HEARD if several else (0.0,),
         LOOKUPS if "lookups" in terms else (0.0,),
         CROWDING if some_crowded else (0.0,),
+        APART,
     ):
         waking = Waking(
-            kept_seconds=kept, connects=connects, heard=heard, lookups=lookups, crowding=crowding
+            kept_seconds=kept,
+            connects=connects,
+            heard=heard,
+            lookups=lookups,
+            crowding=crowding,
+            apart=apart,
         )
         woken = [{**work, "wakings": waking.per_second(work)} for work in works]
         found = _fit_linear(terms, woken, values, unit)

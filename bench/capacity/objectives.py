@@ -1,21 +1,29 @@
 """What must hold for a load to count as carried."""
 
+import tomllib
 from collections.abc import Mapping
 
 import msgspec
 
+from bench.subjects import ROOT
+
+FILE = ROOT / "loadtest" / "objectives.toml"
+
 
 class Objectives(msgspec.Struct, frozen=True, kw_only=True):
-    """The same as the load tests' own."""
+    """
+    Attributes:
+        delivered: share of what must arrive.
+        p99_ms: from the moment at which a send is due to its delivery.
+        connect_failures: share of new streams that are turned away.
+        kept_up: sends answered over sends due: a server that falls behind has no latency to speak
+            of.
+    """
 
-    delivered: float = 1.0
-    """Share of what must arrive: nothing may be missing."""
-    p99_ms: float = 250.0
-    """From the moment at which a send is due to its delivery: below it people do not notice."""
+    delivered: float
+    p99_ms: float
+    connect_failures: float
     kept_up: float = 0.97
-    """Sends answered over sends due: a server that falls behind has no latency to speak of."""
-    connect_failures: float = 0.001
-    """Share of new streams that are turned away."""
 
     def missed(self, values: Mapping[str, float], sends: float) -> list[str]:
         """What a window missed, in words; nothing if it met them all."""
@@ -31,3 +39,13 @@ class Objectives(msgspec.Struct, frozen=True, kw_only=True):
         if values["ended"]:
             missed.append(f"{values['ended']:.0f} streams ended")
         return missed
+
+
+def read_objectives() -> Objectives:
+    """Those of the load tests, for all of their scenarios."""
+    found = tomllib.loads(FILE.read_text())
+    return Objectives(
+        delivered=found["at_least"]["delivery_percent"] / 100,
+        p99_ms=found["at_most"]["delivery_p99_ms"],
+        connect_failures=found["at_most"]["connect_failures_percent"] / 100,
+    )

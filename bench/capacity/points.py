@@ -10,6 +10,11 @@ import msgspec
 
 HEARTBEAT_SECONDS = 15.0
 """The server's default."""
+ACCESS_SECONDS = 15.0
+"""SOTTOVOCE_ACCESS_CACHE_SECONDS: who sends again on a channel within it is not looked up again."""
+SOON = 1.5
+"""The same where it is measured. What a window of seconds has of look-ups would else depend on who
+was looked up in those before it; now it is even within the time that a load is kept up before."""
 CHARACTERS = 100
 """Of a message: a sentence or two."""
 SINGLES = 500
@@ -34,6 +39,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """New streams a second, each with a token not seen before and 20 messages of history; each
     leaves again after two seconds."""
     characters: int = CHARACTERS
+    access_seconds: float = ACCESS_SECONDS
 
     @property
     def name(self) -> str:
@@ -91,6 +97,7 @@ def _session(workers: int, heartbeat: float, rows: Sequence[tuple[float, ...]]) 
             fanout=int(fanout),
             connects=connects,
             characters=int(characters),
+            access_seconds=SOON,
         )
         points.append(Point(load=load, held_out=bool(held_out)))
     return Session(workers=workers, heartbeat=heartbeat, points=points)

@@ -7,7 +7,7 @@ import msgspec
 from bench.capacity.calibration import Calibration
 from bench.capacity.fault import Fault
 from bench.capacity.model import UNITS, Waking, fit_model, work_of
-from bench.capacity.objectives import Objectives
+from bench.capacity.objectives import read_objectives
 from bench.capacity.plan import Storage
 from bench.capacity.points import FULL, Measured
 from bench.capacity.search import Step
@@ -18,8 +18,8 @@ COSTS: dict[str, dict[str, float]] = {
         "workers": 0.004, "streams": 1e-6, "heartbeats": 15e-6, "deliveries": 10e-6,
         "sends": 150e-6, "lookups": 80e-6, "heard": 70e-6, "connects": 400e-6, "wakings": 900e-6,
     },
-    "postgres cpu": {"workers": 0.001, "sends": 150e-6, "wakings": 400e-6},
-    "redis cpu": {"workers": 0.002, "sends": 20e-6, "wakings": 100e-6},
+    "postgres cpu": {"services": 0.001, "workers": 0.001, "sends": 150e-6, "wakings": 400e-6},
+    "redis cpu": {"services": 0.002, "sends": 20e-6, "wakings": 100e-6},
     "rss": {"workers": 80e6, "streams": 11e3, "most connects": 30e3},
     "kernel": {"streams": 9e3},
     "statements": {"workers": 0.6, "lookups": 0.5, "connects": 1.0, "wakings": 1.0},
@@ -111,7 +111,7 @@ def forge_calibration(*, noise: float = 0.05) -> Calibration:
         seconds=3.5,
         rounds=2,
         machine={"cpu": "a fast one", "cores": "2"},
-        objectives=Objectives(),
+        objectives=read_objectives(),
         measured=measured,
         steps=steps,
         fault=fault,

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from bench.__main__ import cli
 from bench.capacity.calibration import read_calibration, storage_of, write_calibration
-from bench.capacity.objectives import Objectives
+from bench.capacity.objectives import read_objectives
 from bench.capacity.report import DEPLOYMENTS, command_of, parts, write_report
 from bench.capacity.search import FIRST, MOST, Step, climb, highest
 from bench.capacity.show import held_out, verdict_rows
@@ -108,7 +108,7 @@ def test_the_climb_ends_though_nothing_fails():
 )
 def test_each_objective_can_be_missed(values, said):
     good = {"lost": 0.0, "p99_ms": 20.0, "sends": 1_000.0, "turned away": 0.0, "ended": 0.0}
-    assert Objectives().missed(good | values, 1_000.0) == said
+    assert read_objectives().missed(good | values, 1_000.0) == said
 
 
 def test_a_plan_says_everything_that_was_asked(tmp_path):
