@@ -5,7 +5,8 @@ commit is under way, the sends that come meanwhile gather, and the next takes th
 worker that has something to do does not go to sleep, to be woken on cold caches. A worker that
 gets u things a second, each of them keeping it for T seconds, is woken u / (1 + uT) times: for
 each while it is idle, and never more than 1 / T times. A waking has a cost of its own, like a
-stream or a delivery. T is looked for where the points are met best, for each quantity by itself.
+stream or a delivery. What goes to PostgreSQL goes together in the same way, but each kind for
+itself: batches. T is looked for where the points are met best, for each quantity by itself.
 """
 
 import math
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.capacity.points import Load, Measured
+from bench.statistics import median
 
 Array = NDArray[np.float64]
 Work = dict[str, float]
@@ -26,6 +28,7 @@ Work = dict[str, float]
 TERMS = {
     "services": "service",
     "workers": "worker",
+    "watching": "worker with streams",
     "streams": "open stream",
     "heartbeats": "heartbeat",
     "deliveries": "delivery",
@@ -34,6 +37,7 @@ TERMS = {
     "connects": "new stream",
     "lookups": "look-up of access",
     "wakings": "waking",
+    "batches": "batch for PostgreSQL",
     "most connects": "new stream a second, at the most",
     "delivered characters": "delivered character",
     "sent characters": "sent character",
@@ -47,12 +51,12 @@ QUANTITIES: dict[str, tuple[str, ...]] = {
         "wakings",
     ),
     "postgres cpu": (
-        "services", "workers", "streams", "sends", "lookups", "connects", "wakings",
+        "services", "workers", "streams", "sends", "lookups", "connects", "batches",
     ),
-    "redis cpu": ("services", "workers", "sends", "heard", "connects", "wakings"),
+    "redis cpu": ("services", "workers", "heartbeats", "sends", "heard", "connects", "wakings"),
     "rss": ("workers", "streams", "most connects"),
     "kernel": ("streams",),
-    "statements": ("workers", "streams", "lookups", "connects", "wakings"),
+    "statements": ("workers", "watching", "streams", "lookups", "connects", "batches"),
     "redis commands": ("workers", "sends", "heard", "connects", "wakings"),
     "redis bytes in": ("workers", "sends", "sent characters", "connects", "wakings"),
     "redis bytes out": ("workers", "heard", "heard characters", "connects", "wakings"),
@@ -83,8 +87,6 @@ class Waking(msgspec.Struct, frozen=True, kw_only=True):
         connects, heard, lookups: times that each of these can wake it.
         crowding: by how much T grows where the workers share their cores with everything else:
             what they wait for takes longer, and more goes together.
-        apart: each kind goes together with its own only: as the questions to PostgreSQL do, which
-            has a statement for all appends that wait, one for all look-ups and one for all pages.
     """
 
     kept_seconds: float = 0.0
@@ -92,19 +94,31 @@ class Waking(msgspec.Struct, frozen=True, kw_only=True):
     heard: float = 0.0
     lookups: float = 0.0
     crowding: float = 0.0
-    apart: bool = False
 
-    def per_second(self, work: Mapping[str, float]) -> float:
-        """Of all workers."""
-        kinds = [
+    def wakings(self, work: Mapping[str, float]) -> float:
+        """A second, of all workers."""
+        return self._together(sum(self._things(work)), work)
+
+    def batches(self, work: Mapping[str, float]) -> float:
+        """The same for what goes together with its own kind only: as the questions to PostgreSQL
+        do, which gets a statement for all appends that wait, one for all look-ups, one for all
+        pages."""
+        return sum(self._together(each, work) for each in self._things(work))
+
+    def complete(self, work: Mapping[str, float]) -> Work:
+        return {**work, "wakings": self.wakings(work), "batches": self.batches(work)}
+
+    def _things(self, work: Mapping[str, float]) -> list[float]:
+        return [
             work["sends"],
             self.connects * work["connects"],
             self.heard * work["heard"],
             self.lookups * work["lookups"],
         ]
-        kept = self.kept_seconds * (1 + self.crowding * work["crowded"]) / work["workers"]
-        things = kinds if self.apart else [sum(kinds)]
-        return sum(each / (1 + each * kept) for each in things)
+
+    def _together(self, things: float, work: Mapping[str, float]) -> float:
+        kept = self.kept_seconds * (1 + self.crowding * work["crowded"])
+        return things / (1 + things / work["workers"] * kept)
 
 
 KEPT_SECONDS = [float(seconds) for seconds in np.geomspace(0.0002, 0.02, 16)]
@@ -112,7 +126,6 @@ CONNECTS = (0.0, 1.0, 2.0, 4.0)
 HEARD = (0.0, 1.0)
 LOOKUPS = (0.0, 1.0)
 CROWDING = (0.0, 1.0, 2.0, 4.0)
-APART = (False, True)
 """Where each is looked for."""
 
 
@@ -160,7 +173,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
 
     def predict(self, work: Mapping[str, float]) -> Estimate:
         """With the errors of the costs, and of what the model does not know, as it was seen."""
-        work = {**work, "wakings": self.waking.per_second(work)}
+        work = self.waking.complete(work)
         amounts = np.array([work[term] for term in self.terms])
         value = float(amounts @ np.array(self.costs))
         variance = float(amounts @ np.array(self.covariance) @ amounts)
@@ -227,6 +240,7 @@ def work_of(load: Load, talking: float, *, crowded: bool = False) -> Work:
     return {
         "services": 1.0,  # PostgreSQL and Redis have clocks of their own, whoever asks
         "workers": float(load.workers),
+        "watching": float(load.workers if load.streams else 0),  # looks for what they miss
         "streams": float(load.streams),
         "heartbeats": heartbeats_of(load, talking),
         "deliveries": deliveries,
@@ -291,28 +305,22 @@ def fit(
     Raises:
         TooFew: fewer points than costs.
     """
-    if "wakings" not in terms:
+    if not {"wakings", "batches"} & set(terms):
         return _fit_linear(terms, works, values, unit)
     several = any(work["workers"] > 1 for work in works)
     some_crowded = any(work["crowded"] for work in works)
     best: Fit | None = None
-    for kept, connects, heard, lookups, crowding, apart in product(
+    for kept, connects, heard, lookups, crowding in product(
         KEPT_SECONDS,
         CONNECTS,
         HEARD if several else (0.0,),
         LOOKUPS if "lookups" in terms else (0.0,),
         CROWDING if some_crowded else (0.0,),
-        APART,
     ):
         waking = Waking(
-            kept_seconds=kept,
-            connects=connects,
-            heard=heard,
-            lookups=lookups,
-            crowding=crowding,
-            apart=apart,
+            kept_seconds=kept, connects=connects, heard=heard, lookups=lookups, crowding=crowding
         )
-        woken = [{**work, "wakings": waking.per_second(work)} for work in works]
+        woken = [waking.complete(work) for work in works]
         found = _fit_linear(terms, woken, values, unit)
         if best is None or found.spread < best.spread:
             best = msgspec.structs.replace(found, waking=waking)
@@ -387,7 +395,8 @@ class Check(NamedTuple):
 def check(
     model: Model, measured: Sequence[Measured], quantities: Sequence[str], *, held_out: bool
 ) -> list[Check]:
-    """Each such point, each quantity: the mean of its windows."""
+    """Each such point, each quantity: the median of its windows, for one may have met something
+    else on the machine."""
     windows: dict[str, list[Measured]] = {}
     for each in measured:
         if each.held_out == held_out:
@@ -395,7 +404,7 @@ def check(
     checks = []
     for quantity in quantities:
         for some in windows.values():
-            value = _mean(each.values[quantity] for each in some)
+            value = median(each.values[quantity] for each in some)
             predicted = [
                 model.fits[quantity].predict(
                     work_of(done(each), each.values["talking"], crowded=is_crowded(each))
@@ -405,12 +414,8 @@ def check(
             ]
             if value > 0:
                 estimate = Estimate(
-                    _mean(each.value for each in predicted), _mean(each.error for each in predicted)
+                    median(each.value for each in predicted),
+                    median(each.error for each in predicted),
                 )
                 checks.append(Check(some[0].load, held_out, quantity, value, estimate))
     return checks
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)

@@ -38,7 +38,7 @@ COSTS = (
     ("rss", "workers", "memory of a worker without streams", 1e-6, "MB"),
     ("rss", "most connects", "memory of one new stream a second, once it was so", 1e-3, "kB"),
     ("postgres cpu", "sends", "PostgreSQL's CPU of a send", 1e6, "µs"),
-    ("postgres cpu", "wakings", "PostgreSQL's CPU of a waking", 1e6, "µs"),
+    ("postgres cpu", "batches", "PostgreSQL's CPU of a batch", 1e6, "µs"),
     ("postgres cpu", "lookups", "PostgreSQL's CPU of a look-up", 1e6, "µs"),
     ("postgres cpu", "connects", "PostgreSQL's CPU of a new stream", 1e6, "µs"),
     ("redis cpu", "sends", "Redis' CPU of a send", 1e6, "µs"),

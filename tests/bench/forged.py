@@ -18,11 +18,11 @@ COSTS: dict[str, dict[str, float]] = {
         "workers": 0.004, "streams": 1e-6, "heartbeats": 15e-6, "deliveries": 10e-6,
         "sends": 150e-6, "lookups": 80e-6, "heard": 70e-6, "connects": 400e-6, "wakings": 900e-6,
     },
-    "postgres cpu": {"services": 0.001, "workers": 0.001, "sends": 150e-6, "wakings": 400e-6},
+    "postgres cpu": {"services": 0.001, "workers": 0.001, "sends": 150e-6, "batches": 400e-6},
     "redis cpu": {"services": 0.002, "sends": 20e-6, "wakings": 100e-6},
     "rss": {"workers": 80e6, "streams": 11e3, "most connects": 30e3},
     "kernel": {"streams": 9e3},
-    "statements": {"workers": 0.6, "lookups": 0.5, "connects": 1.0, "wakings": 1.0},
+    "statements": {"workers": 0.6, "lookups": 0.5, "connects": 1.0, "batches": 1.0},
     "redis commands": {"workers": 1.5, "sends": 4.0, "heard": 1.0, "connects": 4.0},
     "redis bytes in": {"workers": 300.0, "sends": 500.0, "sent characters": 1.0},
     "redis bytes out": {"workers": 300.0, "heard": 250.0, "heard characters": 1.0},
@@ -47,8 +47,7 @@ def forge(*, noise: float = 0.0, seed: int = 1) -> list[Measured]:
         for point in [*session.points, *session.points]:
             load = point.load
             talking = {1: 500.0, 6: 100.0}.get(load.fanout, max(0, load.streams - 1_100) / 2)
-            work = work_of(load, talking, crowded=load.workers > 1)
-            work["wakings"] = WAKING.per_second(work)
+            work = WAKING.complete(work_of(load, talking, crowded=load.workers > 1))
             values = {
                 quantity: sum(cost * work[term] for term, cost in costs.items())
                 * chance.gauss(1.0, noise)

@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 
 from bench.capacity.model import (
@@ -100,11 +101,31 @@ def test_too_few_points_are_refused():
 
 def test_a_worker_is_woken_for_each_when_idle_and_never_more_often_than_it_can():
     def wakings(sends: float, workers: int = 1) -> float:
-        return WAKING.per_second(work_of(Load(workers=workers, streams=10_000, sends=sends), 5_000))
+        return WAKING.wakings(work_of(Load(workers=workers, streams=10_000, sends=sends), 5_000))
 
     assert wakings(1) == pytest.approx(1, rel=0.01)
     assert wakings(1e9) == pytest.approx(1 / WAKING.kept_seconds, rel=0.01)
     assert wakings(2_000, workers=2) == pytest.approx(2 * wakings(1_000))
+
+
+def test_what_goes_to_postgresql_goes_together_with_its_own_kind_only():
+    load = Load(workers=1, streams=10_000, sends=100.0, connects=100.0)
+    work = work_of(load, 5_000)
+    assert WAKING.connects == 2 and WAKING.lookups == 0
+    kept = WAKING.kept_seconds
+    assert WAKING.wakings(work) == pytest.approx(300 / (1 + 300 * kept))
+    assert WAKING.batches(work) == pytest.approx(100 / (1 + 100 * kept) + 200 / (1 + 200 * kept))
+    assert WAKING.complete(work)["batches"] == WAKING.batches(work)
+
+
+def test_the_median_window_is_what_is_measured():
+    windows = [each for each in forge() if each.held_out]
+    name = windows[0].load.name
+    own = [each for each in windows if each.load.name == name]
+    odd = msgspec.structs.replace(own[0], values=own[0].values | {"rss": 1e15})
+    model = fit_model(forge(), ["rss"])
+    (found,) = check(model, [own[0], odd, own[1]], ["rss"], held_out=True)
+    assert found.off == pytest.approx(0, abs=1e-6)
 
 
 def test_over_how_many_workers_a_message_is_heard():
