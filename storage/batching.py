@@ -62,7 +62,8 @@ class Batcher(Generic[Item, Result]):
             several items, each is tried alone, so that a bad one fails alone.
         key: items with the same key keep their order.
         lanes: batches in flight at once, at most.
-        max_items: in one batch.
+        room: of one batch, in whatever `weigh` counts.
+        weigh: how much of a batch an item takes.
         max_waiting: items that may wait; one more gets `StoreUnavailable` at once.
     """
 
@@ -73,14 +74,16 @@ class Batcher(Generic[Item, Result]):
         *,
         key: Callable[[Item], Hashable],
         lanes: int,
-        max_items: int,
+        room: int,
         max_waiting: int,
+        weigh: Callable[[Item], int] = lambda _: 1,
     ) -> None:
         self.name = name
         self._run = run
         self._key = key
         self._lanes = lanes
-        self._max_items = max_items
+        self._room = room
+        self._weigh = weigh
         self._max_waiting = max_waiting
         self._waiting = 0
         self._keys: dict[Hashable, _Lane[Item]] = {}
@@ -146,17 +149,17 @@ class Batcher(Generic[Item, Result]):
     def _take(self) -> dict[Hashable, list[_Entry[Item]]]:
         """Whole keys from the front, until the batch is full. Plain: nothing can come between."""
         taken: dict[Hashable, list[_Entry[Item]]] = {}
-        room = self._max_items
-        while self._ready and room:
+        room = self._room
+        while self._ready and room > 0:
             key = self._ready.popleft()
             lane = self._keys[key]
             entries: list[_Entry[Item]] = []
-            while lane.entries and room:
+            while lane.entries and room > 0:
                 entry = lane.entries.popleft()
                 self._waiting -= 1
                 if entry.waiter.task is not None:
                     entries.append(entry)
-                    room -= 1
+                    room -= self._weigh(entry.item)
             if entries:
                 taken[key] = entries
             else:

@@ -71,9 +71,11 @@ MAX_CHANNELS = 500
 """In a list of channels."""
 HEADS_BATCH = 2000
 """Channels in one look for missed messages."""
-PAGES_BATCH = 10
-"""Pages in one statement. Ten are as fast as a hundred (400 full ones in 0.4 s), which hold the
-event loop for up to 93 ms: that many rows are decoded at once."""
+PAGES_ROWS = 2000
+"""In one statement of pages, as far as is known before. As many full pages are as fast in batches
+of 2,000 rows as of 20,000, which hold the event loop for up to 93 ms while they are decoded."""
+PAGE_ROWS_AT_LEAST = 20
+"""That a page counts for: an empty one is work, too."""
 UNKNOWN = -1
 """The epoch of a store that has heard nothing of PostgreSQL: that of no message and no cursor."""
 
@@ -130,6 +132,13 @@ class _PageKey(NamedTuple):
     channel_id: int
     after: int | None
     size: int
+    head: int
+    """That the channel is known to have reached."""
+
+    def rows(self) -> int:
+        """About so many."""
+        after = 0 if self.after is None else self.after
+        return max(PAGE_ROWS_AT_LEAST, min(self.size, self.head - after))
 
 
 class _AccessKey(Confidential, frozen=True):
@@ -209,7 +218,7 @@ class Store:
             self._append_batch,
             key=lambda draft: draft.channel_id,
             lanes=2,
-            max_items=200,
+            room=200,
             max_waiting=5000,
         )
         self._accesses: Batcher[_AccessKey, Access] = Batcher(
@@ -217,7 +226,7 @@ class Store:
             self._access_batch,
             key=lambda item: item,
             lanes=1,  # look-ups of one cost: more at once would be smaller batches
-            max_items=500,
+            room=500,
             max_waiting=20_000,
         )
         self._pages: Batcher[_PageKey, Page] = Batcher(
@@ -225,7 +234,8 @@ class Store:
             self._page_batch,
             key=lambda item: item,
             lanes=2,
-            max_items=PAGES_BATCH,
+            room=PAGES_ROWS,
+            weigh=_PageKey.rows,
             max_waiting=20_000,
         )
         self._gaps: Batcher[_PageKey, Page] = Batcher(
@@ -233,7 +243,8 @@ class Store:
             self._page_batch,
             key=lambda item: item,
             lanes=1,  # of its own: live messages wait for these, and not behind who comes anew
-            max_items=PAGES_BATCH,
+            room=PAGES_ROWS,
+            weigh=_PageKey.rows,
             max_waiting=20_000,
         )
         self._recents: Batcher[int, list[Record]] = Batcher(
@@ -241,7 +252,7 @@ class Store:
             self._recent_batch,
             key=lambda channel_id: channel_id,
             lanes=1,
-            max_items=100,
+            room=100,
             max_waiting=20_000,
         )
 
@@ -282,21 +293,24 @@ class Store:
                     return page
             except StoreUnavailable:
                 pass
-        key = _PageKey(channel_id, after, PAGE_SIZE if after is not None else size)
+        key = _PageKey(channel_id, after, PAGE_SIZE if after is not None else size, head)
         page = await self._read(self._pages, key)
         if page.reset:
             page = page._replace(records=page.records[-size:])
         return page
 
-    async def missed(self, channel_id: int, after: int) -> Page:
+    async def missed(self, channel_id: int, after: int, *, head: int) -> Page:
         """The messages after one that this process has delivered, a page of them: from PostgreSQL
         at once, for what Redis did not pass on it may not have, and if it hangs that is why.
+
+        Args:
+            head: as of `history`.
 
         Raises:
             StoreUnavailable
             ChannelGone
         """
-        return await self._read(self._gaps, _PageKey(channel_id, after, PAGE_SIZE))
+        return await self._read(self._gaps, _PageKey(channel_id, after, PAGE_SIZE, head))
 
     async def _read(self, pages: Batcher[_PageKey, Page], key: _PageKey) -> Page:
         page = await pages.submit(key, seconds=self._config.seconds)
@@ -508,7 +522,10 @@ class Store:
         return [found[index] for index in range(len(keys))]
 
     async def _page_batch(self, keys: list[_PageKey]) -> list[Page | Exception]:
-        items = [{"ord": index, **key._asdict()} for index, key in enumerate(keys)]
+        items = [
+            {"ord": index, "channel_id": key.channel_id, "after": key.after, "size": key.size}
+            for index, key in enumerate(keys)
+        ]
         rows = await self._pool.fetch("pages", (_json(items),))
         pages: list[Page | Exception] = [ChannelGone() for _ in keys]
         for index, head, reset, *row in rows:

@@ -54,7 +54,11 @@ class ProxyProcess:
         self._settings = {"delay": 0.0, "piece": None, "target": (target_host, target_port)}
         self._answers = link.makefile("rb")
         link.settimeout(START_SECONDS)
-        self.port = int(self._answer())
+        try:
+            self.port = int(self._answer())
+        except BaseException:
+            self.close()
+            raise
         link.settimeout(ANSWER_SECONDS)
 
     def cut(self) -> None:
@@ -65,6 +69,10 @@ class ProxyProcess:
 
     def resume(self) -> None:
         self._tell("resume")
+
+    def close(self) -> None:
+        """Let the link go; what was told stays as it is."""
+        self._answers.close()
 
     def _tell(self, *words: Any) -> None:
         self._link.sendall(msgspec.json.encode(words) + b"\n")
@@ -86,7 +94,11 @@ async def open_proxy_process(target_host: str, target_port: int) -> AsyncIterato
             process = await trio.lowlevel.open_process(command, stdin=its, stdout=its, cwd=ROOT)
         try:
             start = functools.partial(ProxyProcess, ours, target_host, target_port)
-            yield await trio.to_thread.run_sync(start)
+            proxy = await trio.to_thread.run_sync(start)
+            try:
+                yield proxy
+            finally:
+                proxy.close()
         finally:
             with suppress(OSError):
                 ours.shutdown(socket.SHUT_RDWR)

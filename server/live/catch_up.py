@@ -53,7 +53,7 @@ class CatchUp:
             await trio.sleep(GRACE_SECONDS)
             while channel.streams and channel.head is not None and channel.head < channel.target:
                 try:
-                    page = await self._store.missed(channel.id, channel.head)
+                    page = await self._store.missed(channel.id, channel.head, head=channel.target)
                 except ChannelGone:
                     return
                 except StoreUnavailable:

@@ -24,7 +24,7 @@ Run = Callable[[list[Item]], Awaitable[list[Any]]]
 
 
 def make(run: Run, **options: Any) -> Batcher[Item, Any]:
-    defaults: dict[str, Any] = {"lanes": 2, "max_items": 100, "max_waiting": 1000}
+    defaults: dict[str, Any] = {"lanes": 2, "room": 100, "max_waiting": 1000}
     return Batcher("test", run, key=lambda item: item.key, **(defaults | options))
 
 
@@ -90,7 +90,7 @@ async def test_what_comes_while_a_batch_is_in_flight_makes_the_next_one(autojump
 
 async def test_items_of_a_key_keep_their_order_in_and_across_batches(autojump_clock):
     gate = Gate()
-    batcher = make(gate, max_items=3)
+    batcher = make(gate, room=3)
     items = [Item("a", n) for n in range(8)]
     async with served(batcher) as nursery:
         await submit_all(batcher, items, nursery)
@@ -98,6 +98,19 @@ async def test_items_of_a_key_keep_their_order_in_and_across_batches(autojump_cl
         await wait_all_tasks_blocked()
     assert [item for batch in gate.batches for item in batch] == items
     assert [len(batch) for batch in gate.batches] == [1, 3, 3, 1]
+
+
+async def test_a_batch_ends_with_the_item_that_fills_it(autojump_clock):
+    gate = Gate()
+    batcher = make(gate, room=10, lanes=1, weigh=lambda item: item.number)
+    items = [Item("a", n) for n in (1, 4, 4, 4, 30, 9, 1, 1)]
+    async with served(batcher) as nursery:
+        await submit_all(batcher, items, nursery)
+        gate.open.set()
+        await wait_all_tasks_blocked()
+    assert [[item.number for item in batch] for batch in gate.batches] == [
+        *([1], [4, 4, 4], [30], [9, 1], [1])
+    ]
 
 
 async def test_a_key_is_never_in_two_batches_at_once(autojump_clock):
@@ -343,7 +356,7 @@ async def test_the_end_of_the_service_tells_everyone_who_waits(autojump_clock, b
         await trio.lowlevel.checkpoint()
         return [Busy() for _ in items]
 
-    batcher = make(run, max_items=2)
+    batcher = make(run, room=2)
     told: list[str] = []
 
     async def ask(key: str) -> None:
@@ -426,7 +439,7 @@ async def test_any_interleaving_keeps_the_promises(autojump_clock, seed: int):
                 times_run[item] = times_run.get(item, 0) + 1
         return [Busy() if item.key in busy else item.number for item in items]
 
-    batcher = make(run, lanes=lanes, max_items=max_items)
+    batcher = make(run, lanes=lanes, room=max_items)
     outcomes: dict[int, str] = {}
 
     async def ask(item: Item, patience: float) -> None:

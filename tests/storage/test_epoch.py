@@ -155,7 +155,7 @@ async def test_every_way_to_a_message_gives_it_the_same_id(database: Database, r
             assert b":%d:{" % epoch in key
             await until(lambda: client.zcard(key) == 1)
         assert await texts(two.store, room, head=1) == [(expected, "a")]
-        page = await two.store.missed(room.channel_id, 0)
+        page = await two.store.missed(room.channel_id, 0, head=1)
         assert [_id_of(each.plain) for each in page.records] == [expected]
         before = await two.store.page_before(room.channel_id, record.reply().id, size=5)
         assert before == []

@@ -324,7 +324,7 @@ async def test_what_a_channel_missed_is_not_read_after_a_crowds_pages(database: 
         for after in range(200):
             nursery.start_soon(join, after)
         await trio.testing.wait_all_tasks_blocked()
-        page = await store.missed(room.channel_id, 448)
+        page = await store.missed(room.channel_id, 448, head=450)
         assert seqs(page) == [449, 450]
         assert len(read) < 100, "it waited for those who came before it"
 
@@ -388,7 +388,7 @@ async def test_what_postgresql_says_of_a_message_is_what_redis_says(
 def _page_key(room: Room) -> Any:
     from storage.store import _PageKey
 
-    return _PageKey(room.channel_id, None, 50)
+    return _PageKey(room.channel_id, None, 50, 0)
 
 
 async def test_a_forgotten_set_is_rebuilt(database: Database, redis_url: str):

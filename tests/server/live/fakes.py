@@ -55,8 +55,8 @@ class FakeStore:
         self.redis = FakeBreaker()
         self.before_answer: Callable[[], None] = lambda: None
 
-    async def missed(self, channel_id: int, after: int) -> Page:
-        return await self.history(channel_id, after, head=after + 1)
+    async def missed(self, channel_id: int, after: int, *, head: int) -> Page:
+        return await self.history(channel_id, after, head=head)
 
     async def history(
         self, channel_id: int, after: int | None, *, head: int, size: int | None = None
