@@ -132,6 +132,8 @@ class _PageKey(NamedTuple):
     channel_id: int
     after: int | None
     size: int
+    newest: int
+    """Messages, where there is no cursor or it is ahead of the channel."""
     head: int
     """That the channel is known to have reached."""
 
@@ -284,20 +286,17 @@ class Store:
             StoreUnavailable
             ChannelGone
         """
-        size = size or self._config.history_size
+        newest = size or self._config.history_size
         if self._recent.serves(channel_id):
             try:
                 records = await self._recents.submit(channel_id, seconds=REDIS_SECONDS)
-                if page := prove(records, after=after, head=head, size=size):
+                if page := prove(records, after=after, head=head, size=newest):
                     HISTORY_READS.labels("redis").inc()
                     return page
             except StoreUnavailable:
                 pass
-        key = _PageKey(channel_id, after, PAGE_SIZE if after is not None else size, head)
-        page = await self._read(self._pages, key)
-        if page.reset:
-            page = page._replace(records=page.records[-size:])
-        return page
+        size = newest if after is None else PAGE_SIZE
+        return await self._read(self._pages, _PageKey(channel_id, after, size, newest, head))
 
     async def missed(self, channel_id: int, after: int, *, head: int) -> Page:
         """The messages after one that this process has delivered, a page of them: from PostgreSQL
@@ -310,7 +309,8 @@ class Store:
             StoreUnavailable
             ChannelGone
         """
-        return await self._read(self._gaps, _PageKey(channel_id, after, PAGE_SIZE, head))
+        newest = self._config.history_size
+        return await self._read(self._gaps, _PageKey(channel_id, after, PAGE_SIZE, newest, head))
 
     async def _read(self, pages: Batcher[_PageKey, Page], key: _PageKey) -> Page:
         page = await pages.submit(key, seconds=self._config.seconds)
@@ -523,7 +523,13 @@ class Store:
 
     async def _page_batch(self, keys: list[_PageKey]) -> list[Page | Exception]:
         items = [
-            {"ord": index, "channel_id": key.channel_id, "after": key.after, "size": key.size}
+            {
+                "ord": index,
+                "channel_id": key.channel_id,
+                "after": key.after,
+                "size": key.size,
+                "newest": key.newest,
+            }
             for index, key in enumerate(keys)
         ]
         rows = await self._pool.fetch("pages", (_json(items),))
@@ -600,6 +606,7 @@ class Store:
 
     async def _serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
+            await nursery.start(self._pool.serve)
             for batcher in (
                 self._appends,
                 self._accesses,
@@ -616,7 +623,6 @@ class Store:
             task_status.started()
 
     async def _close(self) -> None:
-        self._pool.close()
         with trio.move_on_after(REDIS_CLOSE_SECONDS, shield=True), suppress(RedisError, OSError):
             await self._bridge.run(self._close_redis)
 

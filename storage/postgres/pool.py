@@ -1,12 +1,16 @@
 """A few connections to PostgreSQL, and what its failures mean.
 
 A statement is never cancelled midway, which would have to wait for a server that may hang: one
-that is over its time has its socket shut down, which ends it at once.
+that is over its time has its socket shut down, which ends it at once. Nor is a connection given up
+with the statement that asked for it: whoever waits takes the first that there is, a new one or one
+that another statement has done with, and what came too late for one is there for the next.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import outcome
 import psycopg
 import structlog
 import trio
@@ -17,13 +21,17 @@ from storage.failures import describe
 from storage.metrics import POSTGRES_SECONDS, POSTGRES_STATEMENTS
 from storage.postgres.connection import Connection, Row, connect
 from storage.postgres.queries import QUERIES
+from storage.waiting import Waiter
 
 log = structlog.get_logger("storage")
 
 LOCK_TIMEOUT_SECONDS = 1.0
 """For the few statements that wait for a row's lock; appends never wait."""
 SLOW_SECONDS = 0.5
-"""A statement that takes longer is logged by name."""
+"""A statement that takes longer is logged by name, and so is a connection, as `connect`."""
+CONNECT_SECONDS = 5.0
+"""For a connection to be set up, however short the time of who waits for it. When a primary has
+failed over all workers log in at once, and each login takes milliseconds of its CPU."""
 
 _UNAVAILABLE = ("08", "57", "53", "25006", "58")
 """SQLSTATE classes of a server that cannot serve: connection, operator intervention (shutdown,
@@ -64,8 +72,8 @@ class Pool:
 
     Args:
         conninfo: libpq's keywords and values.
-        size: connections at most.
-        seconds: for one statement, connecting included.
+        size: connections at most, a probe's aside.
+        seconds: for one statement, the wait for a connection included.
         on_epoch: called with the epoch each time that PostgreSQL has said it: before the first
             statement, and at each `probe`. Plain.
     """
@@ -86,7 +94,6 @@ class Pool:
         self._conninfo = {
             **conninfo,
             "application_name": "sottovoce",
-            "connect_timeout": max(2, round(seconds)),
             "tcp_user_timeout": round(seconds * 1000),
             "keepalives_idle": 30,
         }
@@ -96,8 +103,23 @@ class Pool:
             f"{round(seconds * 5000)}",
         )
         self._idle: list[Connection] = []
+        self._waiting: deque[Waiter[Connection]] = deque()
+        """Never any while one is idle."""
+        self._open = 0
+        self._connecting = 0
         self._size = size
         self._free = trio.Semaphore(size)
+        self._nursery: trio.Nursery | None = None
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Until cancelled: without it there are no connections."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            self._discard_idle()
 
     async def fetch(
         self,
@@ -141,13 +163,13 @@ class Pool:
     @property
     def connections(self) -> int:
         """Idle ones, and those in use."""
-        return len(self._idle) + self._size - self._free.value
+        return self._open
 
     async def probe(self) -> bool:
         """Whether PostgreSQL answers, which it does with its epoch. Never raises."""
         deadline = trio.current_time() + min(1.0, self._seconds)
         try:
-            rows = await self._try("ping", (), deadline)
+            rows = await self._try("ping", (), deadline, probing=True)
         except (StoreUnavailable, StatementFailed):
             return False
         if rows:  # first: whoever waits for PostgreSQL must not find the old one
@@ -156,9 +178,6 @@ class Pool:
         self._breaker.record(Event.SUCCEEDED if rows else Event.FAILED)
         return bool(rows)
 
-    def close(self) -> None:
-        self._discard_idle()
-
     async def _try(
         self,
         name: str,
@@ -166,10 +185,12 @@ class Pool:
         deadline: float,
         *,
         again: bool = False,
+        probing: bool = False,
     ) -> list[Row] | None:
         """One try; None if the connection broke.
 
         Args:
+            probing: see `_take`.
             again: there will be another one, on a new connection. Until then a broken one says
                 nothing of the server: an idle one may have been dead for hours, all of them at
                 once after a restart.
@@ -184,7 +205,7 @@ class Pool:
                 raise StoreUnavailable from None
         connection: Connection | None = None
         try:
-            connection = self._idle.pop() if self._idle else await self._connect(deadline)
+            connection = await self._take(deadline, probing=probing)
             started = trio.current_time()
             POSTGRES_STATEMENTS.labels(name).inc()
             rows = await connection.fetch(QUERIES[name], params, deadline=deadline)
@@ -198,29 +219,103 @@ class Pool:
             return None
         finally:
             if connection is not None:
-                if connection.closed:
-                    self._discard_idle()  # they are as old as this one, or older
-                else:
-                    self._idle.append(connection)
+                self._put_back(connection)
             self._free.release()
 
-    async def _connect(self, deadline: float) -> Connection:
-        connection: Connection | None = None
-        error: Exception = trio.TooSlowError()
+    async def _take(self, deadline: float, *, probing: bool) -> Connection:
+        """An idle connection, or the first that there is.
+
+        Args:
+            probing: set one up though there may be enough on their way: these may have been sent
+                to a server that is gone.
+
+        Raises:
+            StoreUnavailable: there was none in time, or PostgreSQL turned one away.
+        """
+        if self._idle:
+            return self._idle.pop()
+        waiter: Waiter[Connection] = Waiter()
+        self._waiting.append(waiter)
+        if probing:
+            self._start_connecting()
+        self._provide()
         try:
             with trio.CancelScope(deadline=deadline):
-                connection = await connect(self._conninfo)
-            if connection is not None:
-                await connection.fetch(_SETTINGS, self._settings, deadline=deadline)
-                return connection
-        except psycopg.Error as caught:
-            error = caught
-        if connection is not None:
-            connection.pgconn.finish()
-        hangs = isinstance(error, (trio.TooSlowError, psycopg.errors.ConnectionTimeout))
-        event = Event.FAILED if hangs or connection is not None else Event.REFUSED
-        self._failed(event, "connect", error)
+                return await waiter.wait()
+        finally:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+        self._failed(Event.FAILED, "connect", trio.TooSlowError())
         raise StoreUnavailable
+
+    def _put_back(self, connection: Connection) -> None:
+        if connection.closed:
+            self._open -= 1
+            self._discard_idle()  # they are as old as this one, or older
+            self._provide()
+        else:
+            self._give(connection)
+
+    def _give(self, connection: Connection) -> None:
+        if waiter := self._next_waiter():
+            waiter.answer(outcome.Value(connection))
+        elif self._nursery is not None and self._open <= self._size:
+            self._idle.append(connection)
+        else:
+            connection.pgconn.finish()
+            self._open -= 1
+
+    def _next_waiter(self) -> Waiter[Connection] | None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if waiter.task is not None:  # or its time is over, and it has not yet run to leave
+                return waiter
+        return None
+
+    def _provide(self) -> None:
+        """As many on their way as there are who wait, if so many are allowed."""
+        for _ in range(
+            min(
+                len(self._waiting) - self._connecting,
+                self._size - self._open - self._connecting,
+            )
+        ):
+            self._start_connecting()
+
+    def _start_connecting(self) -> None:
+        if self._nursery is not None:
+            self._connecting += 1
+            self._nursery.start_soon(self._connect)
+
+    async def _connect(self) -> None:
+        """Set a connection up, for whoever has waited longest by then."""
+        started = trio.current_time()
+        connection: Connection | None = None
+        ready = False
+        error: Exception = trio.TooSlowError()
+        try:
+            with trio.move_on_after(CONNECT_SECONDS):
+                connection = await connect(self._conninfo)
+                soon = trio.current_time() + self._seconds
+                await connection.fetch(_SETTINGS, self._settings, deadline=soon)
+                ready = True
+        except Exception as caught:
+            error = caught
+        finally:
+            self._connecting -= 1
+            if connection is not None and not ready:
+                connection.pgconn.finish()
+        took = trio.current_time() - started
+        if connection is not None and ready:
+            if took > SLOW_SECONDS:
+                log.warning("postgres_slow", statement="connect", seconds=round(took, 3))
+            self._open += 1
+            self._give(connection)
+        elif took < self._seconds and (waiter := self._next_waiter()):
+            self._failed(Event.REFUSED if connection is None else Event.FAILED, "connect", error)
+            waiter.answer(outcome.Error(StoreUnavailable()))
+        # What took longer says nothing of now: whoever asked for it has left, and said so.
+        self._provide()
 
     def _judge(self, error: psycopg.Error, name: str, *, news: bool) -> None:
         """Returns if the connection broke, and the statement may be asked again.
@@ -257,6 +352,7 @@ class Pool:
         while self._idle:
             connection = self._idle.pop()  # a name, or it would be gone before it is closed
             connection.pgconn.finish()
+            self._open -= 1
 
 
 def _broken(error: psycopg.Error) -> bool:

@@ -24,20 +24,21 @@ LEFT JOIN chat_channels c ON c.id = q.channel_id
 LEFT JOIN therapists t ON t.id = c.therapist_id;
 
 -- name: pages
--- For each: the messages after a cursor, at most so many; the newest where there is no cursor
--- or it is ahead of the channel.
+-- For each: the messages after a cursor, at most so many; so many of the newest where there is no
+-- cursor or it is ahead of the channel.
 SELECT q.ord, c.last_seq, coalesce(q.after > c.last_seq, false),
        m.seq, m.id, m.message_id::text, m.sender_id, m.client_message_id::text, m.content,
        coalesce(m.author_email, ''), coalesce(m.author_name, ''), m.message_type, m.status, m.ts,
        u.first_name, u.last_name
-FROM json_to_recordset(%s::json) AS q(ord integer, channel_id bigint, after bigint, size integer)
+FROM json_to_recordset(%s::json)
+     AS q(ord integer, channel_id bigint, after bigint, size integer, newest integer)
 JOIN chat_channels c ON c.id = q.channel_id
 LEFT JOIN LATERAL (
     SELECT *, (extract(epoch FROM created_at) * 1000)::bigint AS ts
     FROM chat_messages
     WHERE channel_id = q.channel_id
       AND seq > CASE WHEN q.after <= c.last_seq THEN q.after
-                     ELSE greatest(c.last_seq - q.size, 0) END
+                     ELSE greatest(c.last_seq - q.newest, 0) END
     ORDER BY seq LIMIT q.size
 ) m ON true
 LEFT JOIN users u ON u.id = m.sender_id

@@ -388,7 +388,7 @@ async def test_what_postgresql_says_of_a_message_is_what_redis_says(
 def _page_key(room: Room) -> Any:
     from storage.store import _PageKey
 
-    return _PageKey(room.channel_id, None, 50, 0)
+    return _PageKey(room.channel_id, None, 50, 50, 0)
 
 
 async def test_a_forgotten_set_is_rebuilt(database: Database, redis_url: str):

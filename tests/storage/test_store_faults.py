@@ -119,6 +119,78 @@ async def test_a_postgresql_that_hangs_right_after_connecting_costs_no_more(
     assert trio.current_time() - started < 2 * SECONDS + 1, "nothing holds up the end either"
 
 
+async def test_a_login_that_takes_longer_than_a_request_is_waited_for_by_the_next_ones(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    """As when all workers come to a new primary at once."""
+    login = connection.connect
+
+    async def log_in_slowly(*args: Any) -> Connection:
+        await trio.sleep(1.6 * SECONDS)
+        return await login(*args)
+
+    monkeypatch.setattr(pool, "connect", log_in_slowly)
+    (room,) = make_rooms(database)
+    async with opened_store(database, seconds=SECONDS, connections=3) as (store, _):
+        took, result = await time_of(store.append, draft(room, "too early"))
+        assert isinstance(result, StoreUnavailable)
+        assert took < SECONDS + 0.5
+        await until(lambda: store.postgres.up and store._pool.connections)
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(store.append, draft(room, str(number)))
+        assert store.postgres.up
+    assert sorted(text for _, text in stored(database, room.channel_id)) == sorted(
+        map(str, range(20))
+    )
+
+
+async def test_who_waits_for_a_login_takes_a_connection_that_another_has_done_with(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    (room,) = make_rooms(database)
+    async with opened_store(database, seconds=SECONDS, connections=3) as (store, _):
+        await store.append(draft(room, "a"))
+
+        async def never(*_: Any) -> Connection:
+            await trio.sleep_forever()
+            raise AssertionError
+
+        monkeypatch.setattr(pool, "connect", never)
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for n in range(30):
+                nursery.start_soon(store.pair, n, n)
+        assert trio.current_time() - started < SECONDS
+        assert store.postgres.up
+        assert store._pool.connections == 1
+
+
+async def test_logins_that_come_late_are_no_more_than_allowed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    """Those that hang, and those that the probes begin meanwhile, are all let go at once."""
+    login, go = connection.connect, trio.Event()
+    begun = 0
+
+    async def log_in_when_told(*args: Any) -> Connection:
+        nonlocal begun
+        begun += 1
+        await go.wait()
+        return await login(*args)
+
+    monkeypatch.setattr(pool, "connect", log_in_when_told)
+    async with opened_store(database, seconds=0.3, connections=2) as (store, _):
+        await until(lambda: begun > 3)
+        go.set()
+        await until(lambda: store.postgres.up and store._pool.connections)
+        for n in range(20):
+            await store.pair(n, n)
+            assert 1 <= store._pool.connections <= 2
+        count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sottovoce'"
+        await until(lambda: 1 <= database.execute(count)[0][0] <= 2)
+
+
 async def test_a_hung_postgresql_opens_its_breaker_and_comes_back(database: Database):
     (room,) = make_rooms(database)
     async with behind_postgres_proxy(database) as (proxy, (store, _)):
