@@ -13,6 +13,7 @@ import trio
 
 from protocol.problems import ProblemBody
 from server import routes
+from server.auth.jwks import KeySource, PemKey, RemoteKeys, jwks_url
 from server.metrics import REQUEST_SECONDS
 from server.service import Service, open_service
 from server.settings import Settings, SettingsError, load_settings
@@ -42,6 +43,7 @@ class Application:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         self._service: Service | None = None
+        self._keys: KeySource | None = None
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,6 +68,11 @@ class Application:
                 await receive()
                 await send({"type": "websocket.close", "code": 1008})
 
+    @property
+    def ready(self) -> bool:
+        """Whether anybody can be let in."""
+        return self._keys is not None and self._keys.known
+
     async def drain(self, *, refuse: bool) -> None:
         """End all streams over the settings' drain time, and let requests finish. Bounded;
         returns when there is nothing left or no time.
@@ -89,12 +96,19 @@ class Application:
         except SettingsError as error:
             await send({"type": "lifespan.startup.failed", "message": "\n".join(error.findings)})
             return
+        keys: KeySource = (
+            PemKey(settings.clerk_jwt_key)
+            if settings.clerk_jwt_key
+            else RemoteKeys(jwks_url(settings.issuer))
+        )
+        self._keys = keys
         async with trio.open_nursery() as services:
-            self._service = await services.start(_hold, settings)
-            await send({"type": "lifespan.startup.complete"})
+            self._service = await services.start(_hold, settings, keys)
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._follow_epochs, services, settings)
+                    nursery.start_soon(keys.prefetch)
+                    nursery.start_soon(self._follow_epochs, services, settings, keys)
+                    await send({"type": "lifespan.startup.complete"})
                     await receive()
                     nursery.cancel_scope.cancel()
             finally:
@@ -102,14 +116,16 @@ class Application:
                 self._service = None
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _follow_epochs(self, services: trio.Nursery, settings: Settings) -> None:
+    async def _follow_epochs(
+        self, services: trio.Nursery, settings: Settings, keys: KeySource
+    ) -> None:
         """Give each epoch a service of its own, so that nothing which was believed in one is in the
-        next: no head, no page, no permit, no connection to Redis."""
+        next: no head, no page, no permit, no connection to Redis. The issuer's keys are of none."""
         while True:
             old = self._service
             assert old is not None
             await old.store.over.wait()
-            new: Service = await services.start(_hold, settings)
+            new: Service = await services.start(_hold, settings, keys)
             new.enabled, new.draining = old.enabled, old.draining
             self._service = new
             try:
@@ -229,9 +245,11 @@ class Application:
         )
 
 
-async def _hold(settings: Settings, *, task_status: trio.TaskStatus[Service]) -> None:
+async def _hold(
+    settings: Settings, keys: KeySource, *, task_status: trio.TaskStatus[Service]
+) -> None:
     """A service until it is done with."""
-    async with open_service(settings) as service:
+    async with open_service(settings, keys) as service:
         task_status.started(service)
         await service.done.wait()
 

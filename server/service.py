@@ -19,7 +19,7 @@ from server.auth.credentials import (
     origin_matches,
 )
 from server.auth.evictions import Evictions
-from server.auth.jwks import KeysUnavailable, PemKey, RemoteKeys, jwks_url
+from server.auth.jwks import KeySource, KeysUnavailable
 from server.auth.rechecks import Rechecks
 from server.live.catch_up import CatchUp
 from server.live.clock import Clock
@@ -41,8 +41,9 @@ log = structlog.get_logger("server")
 class Service:
     """What a worker holds while it serves. Made by `open_service`."""
 
-    def __init__(self, settings: Settings, store: Store, hub: Hub) -> None:
+    def __init__(self, settings: Settings, keys: KeySource, store: Store, hub: Hub) -> None:
         self.settings = settings
+        self.keys = keys
         self.store = store
         self.hub = hub
         self.enabled = settings.chat_enabled
@@ -69,13 +70,8 @@ class Service:
         store.on_evicted = self.evictions.take
         store.on_missed = self._missed
         store.redis.on_suspect = self.catch_up.look_now
-        self.keys: PemKey | RemoteKeys = (
-            PemKey(settings.clerk_jwt_key)
-            if settings.clerk_jwt_key
-            else RemoteKeys(jwks_url(settings.issuer))
-        )
         self._verifier = TokenVerifier(
-            self.keys,
+            keys,
             issuer=settings.issuer,
             authorized_parties=settings.authorized_parties,
         )
@@ -229,8 +225,8 @@ def ticket_digest(ticket: str) -> bytes:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings) -> AsyncIterator[Service]:
-    """A running service. Neither Redis nor PostgreSQL needs to be there yet."""
+async def open_service(settings: Settings, keys: KeySource) -> AsyncIterator[Service]:
+    """A running service. Neither Redis nor PostgreSQL needs to be there yet, nor the keys."""
     config = StoreConfig(
         conninfo=settings.database_conninfo,
         redis_url=settings.redis_url,
@@ -242,7 +238,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     hub = Hub()
     async with open_store(config, deliver=hub.deliver) as store:
         hub.want, hub.drop = store.feed.want, store.feed.drop
-        service = Service(settings, store, hub)
+        service = Service(settings, keys, store, hub)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keep_running, "catch_up", service.catch_up.serve)
             nursery.start_soon(keep_running, "clock", service.clock.run)
@@ -250,7 +246,5 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             nursery.start_soon(keep_running, "evictions", service.evictions.serve)
             nursery.start_soon(keep_running, "rechecks", service.rechecks.serve)
             nursery.start_soon(keep_running, "counts", service.serve_counts)
-            if isinstance(service.keys, RemoteKeys):
-                nursery.start_soon(service.keys.prefetch)
             yield service
             nursery.cancel_scope.cancel()

@@ -131,6 +131,8 @@ class Broadcast:
                 await _body(receive)
                 await _answer(send)
 
+    ready = True
+
     async def drain(self, *, refuse: bool) -> None:
         """Asked of by our worker; there is nothing to wait for."""
 

@@ -54,6 +54,13 @@ class KeysUnavailable(Exception):
 
 
 class KeySource(Protocol):
+    @property
+    def known(self) -> bool:
+        """Whether there are keys at all: without them nobody can be let in."""
+
+    async def prefetch(self) -> None:
+        """Have keys before anybody asks; returns when there are some."""
+
     async def key(self, kid: str | None) -> RSAPublicKey:
         """The public key that `kid` names; None where a token's header has none.
 
@@ -82,6 +89,9 @@ class PemKey:
             raise ValueError(f"not a PEM of an RSA public key of at least {MIN_KEY_BITS} bits")
         self._key = key
         self.known = True
+
+    async def prefetch(self) -> None:
+        pass
 
     async def key(self, kid: str | None) -> RSAPublicKey:  # noqa: ARG002
         return self._key
@@ -250,7 +260,6 @@ class RemoteKeys:
 
     @property
     def known(self) -> bool:
-        """Whether there are keys at all: without them nobody can be let in."""
         return bool(self._keys)
 
     def _knows(self, kid: str) -> bool:

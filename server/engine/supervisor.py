@@ -250,7 +250,7 @@ class Supervisor:
         if old is None or not self._serving[place]:
             return True  # it is being replaced anyway
         try:
-            successor = self._start(lifeline, metrics)
+            successor = self._start(lifeline, metrics, "--successor")
         except OSError as error:
             log.error("worker_not_started", exc_info=error)
             return False
@@ -284,7 +284,7 @@ class Supervisor:
         self._came_up = True
         self._settled.set()
 
-    def _start(self, lifeline: int, metrics: Path) -> "_Started":
+    def _start(self, lifeline: int, metrics: Path, *arguments: str) -> "_Started":
         status, worker_end = os.pipe()
         try:
             # Popen itself, not Trio's: that one forks in a thread, and is slower for nothing.
@@ -294,6 +294,7 @@ class Supervisor:
                     *(sys.executable, "-P", "-m", "server.engine.worker"),
                     *("--fd", str(self._sock.fileno()), "--ready-fd", str(worker_end)),
                     *self._arguments,
+                    *arguments,
                 ],
                 stdin=lifeline,
                 # prometheus_client looks at it when it is imported.

@@ -63,6 +63,12 @@ LIFESPAN_SECONDS = 5.0
 
 START_SECONDS = 30.0
 
+UNREADY_SECONDS = 1.0
+"""That a worker which cannot let anybody in waits before it accepts. It then says so itself."""
+
+SUCCESSOR_SECONDS = 10.0
+"""The same for one that is to take the place of another, who can: after that it gives up."""
+
 SPARE_FILES = 400
 """Of the process's limit: for PostgreSQL, Redis, who is turned away, and what Python opens."""
 
@@ -85,6 +91,10 @@ Send = Callable[[Message], Awaitable[None]]
 class Application(Protocol):
     """What a worker serves."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether anybody can be let in."""
+
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None: ...
 
     async def drain(self, *, refuse: bool) -> None:
@@ -106,6 +116,7 @@ class Worker:
         drain_seconds: `Settings.drain_seconds`.
         options: whose HTTP it speaks, and whether under TLS.
         limits: of its connections, where the HTTP is ours.
+        successor: it is to take the place of one that serves.
         read_flag: whether the chat is to be on, by the env file as it is now; None: no file.
 
     Attributes:
@@ -120,6 +131,7 @@ class Worker:
         drain_seconds: float,
         options: EngineOptions,
         limits: Limits,
+        successor: bool = False,
         read_flag: Callable[[], bool] | None = None,
     ) -> None:
         self.findings: list[str] | None = None
@@ -128,6 +140,7 @@ class Worker:
         self._drain_seconds = drain_seconds
         self._options = options
         self._engine = Engine(app, limits)
+        self._successor = successor
         self._read_flag = read_flag
         self._started = False  # the application, that is
         self._ready = False
@@ -191,7 +204,9 @@ class Worker:
 
         async def send_and_see(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                self._started = True
+                self._started = await self._wait_until_ready()
+                if not self._started:
+                    message = {"type": "lifespan.startup.failed", "message": ""}
             elif message["type"] == "lifespan.startup.failed":
                 self.findings = message.get("message", "").splitlines()
             await send(message)
@@ -199,7 +214,7 @@ class Worker:
         try:
             await self._app(scope, receive_and_see, send_and_see)
         except Exception as error:
-            if self.findings is not None:
+            if self.findings is not None or self.failed:
                 raise
             log.critical("application_failed", exc_info=_innermost(error))
             self.failed = True
@@ -208,6 +223,20 @@ class Worker:
         if not told_to_end:
             self.failed = True
             self._ending.set()
+
+    async def _wait_until_ready(self) -> bool:
+        """Whether to accept, then."""
+        with trio.move_on_after(SUCCESSOR_SECONDS if self._successor else UNREADY_SECONDS):
+            while not self._app.ready:  # noqa: ASYNC110 - a few times at the start
+                await trio.sleep(0.02)
+        if self._app.ready:
+            return True
+        if self._successor:
+            log.error("successor_not_ready", seconds=SUCCESSOR_SECONDS)
+            self.failed = True
+        else:
+            log.warning("worker_not_ready", seconds=UNREADY_SECONDS)
+        return not self._successor
 
     async def _until_the_end(self, nursery: trio.Nursery) -> None:
         """Hypercorn's shutdown trigger: it stops listening and closes once this returns."""
@@ -381,6 +410,7 @@ def main() -> int:
     parser.add_argument("--fd", type=int, required=True, help="the listening socket")
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--env-file", type=Path)
+    parser.add_argument("--successor", action="store_true", help="one that serves is there")
     parser.add_argument("--app", default="server.app:app", help="module:attribute")
     parser.add_argument("--engine", choices=get_args(EngineName), default="ours")
     parser.add_argument("--certfile", type=Path)
@@ -418,6 +448,7 @@ def main() -> int:
             connections=min(settings.max_connections, files - SPARE_FILES),
             stall_seconds=settings.stall_seconds,
         ),
+        successor=arguments.successor,
         read_flag=read_flag if arguments.env_file else None,
     )
     trio.run(

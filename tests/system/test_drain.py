@@ -348,6 +348,29 @@ def test_workers_go_on_where_their_successors_would_not_come_up(deployment: Depl
         assert client.get("/readyz").status_code == 200
 
 
+def test_workers_go_on_where_their_successors_could_let_nobody_in(deployment: Deployment):
+    key = deployment.values["CLERK_JWT_KEY"]
+    with deployment.serving("--workers", "2") as (process, client):
+        wait_until(lambda: deployment.log.count("worker_ready") == 2)
+        before = workers_of(process)
+        # 127.0.0.1$, where no issuer is
+        nowhere = {"NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY": "pk_test_MTI3LjAuMC4xJA=="}
+        somewhere = {name: deployment.values[name] for name in nowhere}
+        deployment.write(CLERK_JWT_KEY="", **nowhere)
+        process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: "roll_stopped" in deployment.log, seconds=30, what="giving up")
+        assert "successor_not_ready" in deployment.log
+        assert workers_of(process) == before
+        for _ in range(8):  # on whichever worker
+            with httpx.Client(**WIRE.client) as another:
+                assert another.get(f"{client.base_url}/readyz").status_code == 200
+        deployment.write(CLERK_JWT_KEY=key, **somewhere)
+        process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: '"rolled"' in deployment.log, seconds=30, what="rolling")
+        assert not workers_of(process) & before
+        assert client.get("/readyz").status_code == 200
+
+
 def test_sigterm_in_the_middle_of_a_roll_tells_all_streams_and_leaves_no_process(
     deployment: Deployment,
 ):

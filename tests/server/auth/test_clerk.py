@@ -21,6 +21,11 @@ class Keys:
         self.asked: list[str | None] = []
         self.failure: Exception | None = None
 
+    known = True
+
+    async def prefetch(self) -> None:
+        pass
+
     async def key(self, kid: str | None) -> RSAPublicKey:
         self.asked.append(kid)
         if self.failure is not None:

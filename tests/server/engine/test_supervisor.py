@@ -122,6 +122,12 @@ async def test_workers_that_die_again_and_again_are_given_up(mode, monkeypatch, 
     assert "canary" not in "".join(capfd.readouterr())
 
 
+async def test_who_can_let_nobody_in_serves_all_the_same_to_say_so(capfd):
+    async with running("unready") as server:
+        assert (await server.ask())[0] in server.supervisor.pids
+    assert "worker_not_ready" in capfd.readouterr().out
+
+
 async def test_told_to_stop_twice_it_does_not_wait_for_a_drain_that_hangs():
     async with running("hangs", stop=False) as server:
         (pid,) = server.supervisor.pids

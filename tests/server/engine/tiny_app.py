@@ -49,6 +49,8 @@ class TinyApp:
         if not self.end.is_set():
             await send({"type": "lifespan.shutdown.complete"})
 
+    ready = MODE != "unready"
+
     async def drain(self, *, refuse: bool) -> None:
         if MODE == "hangs":
             await trio.sleep_forever()
