@@ -56,7 +56,7 @@ load-distributed: install ## the same from Locust's master and two workers
 load-mutants: install ## put bugs into the server, and see that the load test names them; nine minutes
 	$(BIN)/python -m loadtest.mutants
 
-capacity: install ## how much this machine holds, and docs/capacity.md from it: half an hour; CAPACITY=--quick for two
+capacity: install ## how much this machine holds, and docs/capacity.md from it: half an hour; CAPACITY=--quick for three
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m bench capacity $(CAPACITY)
 

@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 
 from bench.capacity.calibration import Calibration
 from bench.capacity.model import check
+from bench.capacity.pace import calm
 from bench.capacity.search import highest
 from bench.capacity.show import WITHIN
 
@@ -175,8 +176,9 @@ def _fault(calibration: Calibration, axes: Any) -> bool:
 
 def _predicted(calibration: Calibration, axes: Any) -> bool:
     quantities = [quantity for quantity, _, _ in CHECKED]
-    fitted = check(calibration.model, calibration.measured, quantities, held_out=False)
-    held = check(calibration.model, calibration.measured, quantities, held_out=True)
+    windows = calm(calibration.measured)
+    fitted = check(calibration.model, windows, quantities, held_out=False)
+    held = check(calibration.model, windows, quantities, held_out=True)
     if not held:
         return False
     every = [each for each in (*fitted, *held) if each.measured > 0]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bench.capacity.calibration import Calibration
+from bench.capacity.pace import calm
 from bench.capacity.plan import Answer, Deployment, plan
 from bench.capacity.show import (
     CHECKED,
@@ -132,10 +133,11 @@ def command_of(deployment: Deployment) -> str:
 def _machine(calibration: Calibration) -> str:
     facts = "; ".join(f"{name} {fact}" for name, fact in calibration.machine.items())
     kind = "A quick run" if calibration.quick else "A full run"
-    windows = len(calibration.measured)
+    windows, quiet = len(calibration.measured), len(calm(calibration.measured))
     return (
         f"{kind}, begun {calibration.began}: {windows} windows, {calibration.seconds:g} s each "
-        f"where there was something to do. {facts}."
+        f"where there was something to do; {quiet} of them count, in the others others slowed the "
+        f"machine down. {facts}."
     )
 
 

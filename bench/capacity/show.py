@@ -7,6 +7,7 @@ from rich.table import Table
 
 from bench.capacity.calibration import Calibration
 from bench.capacity.model import LIKELY, Check, Estimate, check
+from bench.capacity.pace import calm
 from bench.capacity.plan import PORTS, WIDE_PORTS, WORKER_STREAMS, Answer
 from bench.capacity.points import Load
 from bench.capacity.search import highest
@@ -83,7 +84,7 @@ def send_rows(calibration: Calibration) -> list[tuple[str, ...]]:
 
 
 def held_out(calibration: Calibration) -> list[Check]:
-    return check(calibration.model, calibration.measured, CHECKED, held_out=True)
+    return check(calibration.model, calm(calibration.measured), CHECKED, held_out=True)
 
 
 def held_out_rows(calibration: Calibration) -> list[tuple[str, ...]]:

@@ -66,6 +66,7 @@ def forge(*, noise: float = 0.0, seed: int = 1) -> list[Measured]:
                 "turned away": 0.0,
                 "ended": 0.0,
                 "crowded": float(load.workers > 1),
+                "pace of core 0": 300.0,
             }
             measured.append(Measured(load=load, held_out=point.held_out, values=values))
     assert COSTS.keys() == UNITS.keys()
