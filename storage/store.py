@@ -160,6 +160,7 @@ class Store:
         bridge: Bridge,
         config: StoreConfig,
         *,
+        connecting: trio.Nursery,
         deliver: Callable[[Sequence[tuple[int, Record]]], None],
     ) -> None:
         self._config = config
@@ -179,6 +180,7 @@ class Store:
             breaker=self.postgres,
             size=config.connections,
             seconds=config.seconds,
+            nursery=connecting,
             on_epoch=self._in_epoch,
         )
         self.epoch = UNKNOWN
@@ -606,7 +608,6 @@ class Store:
 
     async def _serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._pool.serve)
             for batcher in (
                 self._appends,
                 self._accesses,
@@ -623,6 +624,7 @@ class Store:
             task_status.started()
 
     async def _close(self) -> None:
+        self._pool.close()
         with trio.move_on_after(REDIS_CLOSE_SECONDS, shield=True), suppress(RedisError, OSError):
             await self._bridge.run(self._close_redis)
 
@@ -637,8 +639,8 @@ async def open_store(
         deliver: called with (channel id, record) for each message that this process stored or
             heard of, in whatever order and however often. Plain.
     """
-    async with open_bridge() as bridge:
-        store = Store(bridge, config, deliver=deliver)
+    async with open_bridge() as bridge, trio.open_nursery() as connecting:
+        store = Store(bridge, config, connecting=connecting, deliver=deliver)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(store._serve)

@@ -72,8 +72,9 @@ class Pool:
 
     Args:
         conninfo: libpq's keywords and values.
-        size: connections at most, a probe's aside.
+        size: connections at most; those aside whose login takes longer than a statement may.
         seconds: for one statement, the wait for a connection included.
+        nursery: where connections are set up, until `close`. It must outlive who uses them.
         on_epoch: called with the epoch each time that PostgreSQL has said it: before the first
             statement, and at each `probe`. Plain.
     """
@@ -85,6 +86,7 @@ class Pool:
         breaker: Breaker,
         size: int,
         seconds: float,
+        nursery: trio.Nursery,
         on_epoch: Callable[[int], None],
     ) -> None:
         self._breaker = breaker
@@ -106,20 +108,11 @@ class Pool:
         self._waiting: deque[Waiter[Connection]] = deque()
         """Never any while one is idle."""
         self._open = 0
-        self._connecting = 0
+        self._connecting: set[trio.CancelScope] = set()
         self._size = size
         self._free = trio.Semaphore(size)
-        self._nursery: trio.Nursery | None = None
-
-    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Until cancelled: without it there are no connections."""
-        try:
-            async with trio.open_nursery() as self._nursery:
-                task_status.started()
-                await trio.sleep_forever()
-        finally:
-            self._nursery = None
-            self._discard_idle()
+        self._nursery = nursery
+        self._closed = False
 
     async def fetch(
         self,
@@ -169,7 +162,7 @@ class Pool:
         """Whether PostgreSQL answers, which it does with its epoch. Never raises."""
         deadline = trio.current_time() + min(1.0, self._seconds)
         try:
-            rows = await self._try("ping", (), deadline, probing=True)
+            rows = await self._try("ping", (), deadline)
         except (StoreUnavailable, StatementFailed):
             return False
         if rows:  # first: whoever waits for PostgreSQL must not find the old one
@@ -178,6 +171,13 @@ class Pool:
         self._breaker.record(Event.SUCCEEDED if rows else Event.FAILED)
         return bool(rows)
 
+    def close(self) -> None:
+        """Plain. What is in use is closed when it is put back."""
+        self._closed = True
+        self._discard_idle()
+        for scope in self._connecting:
+            scope.cancel()
+
     async def _try(
         self,
         name: str,
@@ -185,12 +185,10 @@ class Pool:
         deadline: float,
         *,
         again: bool = False,
-        probing: bool = False,
     ) -> list[Row] | None:
         """One try; None if the connection broke.
 
         Args:
-            probing: see `_take`.
             again: there will be another one, on a new connection. Until then a broken one says
                 nothing of the server: an idle one may have been dead for hours, all of them at
                 once after a restart.
@@ -205,7 +203,7 @@ class Pool:
                 raise StoreUnavailable from None
         connection: Connection | None = None
         try:
-            connection = await self._take(deadline, probing=probing)
+            connection = await self._take(deadline)
             started = trio.current_time()
             POSTGRES_STATEMENTS.labels(name).inc()
             rows = await connection.fetch(QUERIES[name], params, deadline=deadline)
@@ -222,12 +220,8 @@ class Pool:
                 self._put_back(connection)
             self._free.release()
 
-    async def _take(self, deadline: float, *, probing: bool) -> Connection:
+    async def _take(self, deadline: float) -> Connection:
         """An idle connection, or the first that there is.
-
-        Args:
-            probing: set one up though there may be enough on their way: these may have been sent
-                to a server that is gone.
 
         Raises:
             StoreUnavailable: there was none in time, or PostgreSQL turned one away.
@@ -236,8 +230,6 @@ class Pool:
             return self._idle.pop()
         waiter: Waiter[Connection] = Waiter()
         self._waiting.append(waiter)
-        if probing:
-            self._start_connecting()
         self._provide()
         try:
             with trio.CancelScope(deadline=deadline):
@@ -259,7 +251,7 @@ class Pool:
     def _give(self, connection: Connection) -> None:
         if waiter := self._next_waiter():
             waiter.answer(outcome.Value(connection))
-        elif self._nursery is not None and self._open <= self._size:
+        elif not self._closed and self._open <= self._size:
             self._idle.append(connection)
         else:
             connection.pgconn.finish()
@@ -273,28 +265,30 @@ class Pool:
         return None
 
     def _provide(self) -> None:
-        """As many on their way as there are who wait, if so many are allowed."""
-        for _ in range(
-            min(
-                len(self._waiting) - self._connecting,
-                self._size - self._open - self._connecting,
+        """As many on their way as there are who wait, if so many are allowed.
+
+        One that takes longer than a statement does not count: it may have been sent to a server
+        that is gone.
+        """
+        late = trio.current_time() + CONNECT_SECONDS - self._seconds
+        coming = sum(scope.deadline > late for scope in self._connecting)
+        wanted = min(len(self._waiting), self._size - self._open) - coming
+        for _ in range(0 if self._closed else wanted):
+            scope = trio.CancelScope(
+                deadline=trio.current_time() + CONNECT_SECONDS,
+                shield=True,  # who writes what is left at the end may need it: `close` ends it
             )
-        ):
-            self._start_connecting()
+            self._connecting.add(scope)
+            self._nursery.start_soon(self._connect, scope)
 
-    def _start_connecting(self) -> None:
-        if self._nursery is not None:
-            self._connecting += 1
-            self._nursery.start_soon(self._connect)
-
-    async def _connect(self) -> None:
+    async def _connect(self, scope: trio.CancelScope) -> None:
         """Set a connection up, for whoever has waited longest by then."""
         started = trio.current_time()
         connection: Connection | None = None
         ready = False
         error: Exception = trio.TooSlowError()
         try:
-            with trio.move_on_after(CONNECT_SECONDS):
+            with scope:
                 connection = await connect(self._conninfo)
                 soon = trio.current_time() + self._seconds
                 await connection.fetch(_SETTINGS, self._settings, deadline=soon)
@@ -302,7 +296,7 @@ class Pool:
         except Exception as caught:
             error = caught
         finally:
-            self._connecting -= 1
+            self._connecting.remove(scope)
             if connection is not None and not ready:
                 connection.pgconn.finish()
         took = trio.current_time() - started

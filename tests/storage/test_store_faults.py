@@ -187,7 +187,10 @@ async def test_logins_that_come_late_are_no_more_than_allowed(
         for n in range(20):
             await store.pair(n, n)
             assert 1 <= store._pool.connections <= 2
-        count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sottovoce'"
+        count = (
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE application_name = 'sottovoce' AND datname = current_database()"
+        )
         await until(lambda: 1 <= database.execute(count)[0][0] <= 2)
 
 
