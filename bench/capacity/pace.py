@@ -7,7 +7,6 @@ that met them says more about them than about the server.
 
 import os
 import select
-import statistics
 import struct
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Protocol
 import msgspec
 
 from bench.capacity.points import Measured
-from bench.statistics import percentile
+from bench.statistics import median, percentile
 
 PAUSE_SECONDS = 0.04
 PACE = "pace of core "
@@ -85,7 +84,7 @@ class Sampler:
         """See `Pace`.
 
         Raises:
-            statistics.StatisticsError: nothing was measured then.
+            IndexError: nothing was measured then.
         """
         found = {}
         for core in self._cores:
@@ -96,7 +95,7 @@ class Sampler:
                 for moment, seconds in _SAMPLE.iter_unpack(data[:whole])
                 if began <= moment <= ended
             ]
-            found[f"{PACE}{core}"] = statistics.median(took)
+            found[f"{PACE}{core}"] = median(took)
         return found
 
     def _of(self, core: int) -> Path:

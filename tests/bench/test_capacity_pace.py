@@ -50,7 +50,6 @@ def test_what_others_took_has_no_part_in_the_fit():
 
 
 def test_the_pace_of_each_core_is_told():
-
     with Sampler(CORES) as pace:
         time.sleep(1.0)
         began = time.perf_counter()

@@ -17,11 +17,11 @@ SIGNER = Signer()
 class Keys:
     """A key source that counts."""
 
+    known = True
+
     def __init__(self) -> None:
         self.asked: list[str | None] = []
         self.failure: Exception | None = None
-
-    known = True
 
     async def prefetch(self) -> None:
         pass

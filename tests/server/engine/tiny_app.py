@@ -10,6 +10,7 @@ MODE = os.environ.get("TINY", "")
 
 class TinyApp:
     enabled = True
+    ready = MODE != "unready"
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -48,8 +49,6 @@ class TinyApp:
             nursery.cancel_scope.cancel()
         if not self.end.is_set():
             await send({"type": "lifespan.shutdown.complete"})
-
-    ready = MODE != "unready"
 
     async def drain(self, *, refuse: bool) -> None:
         if MODE == "hangs":
