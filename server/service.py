@@ -16,6 +16,7 @@ from server.auth.credentials import (
     BadCredential,
     TokenInUrl,
     find_credential,
+    is_foreign_page,
     origin_matches,
 )
 from server.auth.evictions import Evictions
@@ -82,8 +83,11 @@ class Service:
         if self.store.feed.connected:  # else once it is back: until then no word is sure
             self.evictions.missed()
 
-    async def authenticate(self, request: Request, *, allow_ticket: bool = False) -> Claims:
+    async def authenticate(self, request: Request, *, for_stream: bool = False) -> Claims:
         """Whose session the request carries.
+
+        Args:
+            for_stream: a ticket counts, too.
 
         Raises:
             Problem: UNAUTHENTICATED, TOKEN_IN_URL, ORIGIN_REFUSED.
@@ -94,7 +98,7 @@ class Service:
                 request.headers,
                 request.query_string,
                 publishable_key=self.settings.clerk_publishable_key,
-                allow_ticket=allow_ticket,
+                allow_ticket=for_stream,
             )
         except TokenInUrl:
             raise Problem("TOKEN_IN_URL") from None
@@ -113,13 +117,23 @@ class Service:
             except KeysUnavailable as unavailable:
                 raise StoreUnavailable(unavailable.retry_after) from None
         request.subject, request.impersonator = claims.subject, claims.actor
-        if (
-            credential.kind == "cookie"
-            and request.method == "POST"
-            and not origin_matches(request.headers, allowed_origins=self.settings.allowed_origins)
-        ):
-            raise Problem("ORIGIN_REFUSED")
+        if credential.kind == "cookie":
+            self._require_our_page(request, for_stream=for_stream)
         return claims
+
+    def _require_our_page(self, request: Request, *, for_stream: bool) -> None:
+        """A browser sends a cookie whichever page asks.
+
+        Raises:
+            Problem: ORIGIN_REFUSED.
+        """
+        allowed = self.settings.allowed_origins
+        if request.method == "POST":
+            refused = not origin_matches(request.headers, allowed_origins=allowed)
+        else:
+            refused = for_stream and is_foreign_page(request.headers, allowed_origins=allowed)
+        if refused:
+            raise Problem("ORIGIN_REFUSED", detail=ORIGIN_DETAIL)
 
     async def caller(self, request: Request) -> User:
         """The active user behind an authenticated request. Raises: see `Gate.active`."""
@@ -208,6 +222,13 @@ class Service:
 MAX_OPENING = 400
 """Streams that read their first page at one time: as many as fill the batches twice. The others
 wait before that. In a storm all would wait for the store, and be refused after its time."""
+
+ORIGIN_DETAIL = (
+    "The request's Origin is neither that of the Host header nor an allowed one. Let the proxy keep"
+    " Host, or name the page's origin in SOTTOVOCE_ALLOWED_ORIGINS."
+)
+"""The likeliest cause is a proxy that rewrites Host, before a browser that does not send
+`Sec-Fetch-Site`: an old one, or any on plain http."""
 
 TICK_SECONDS = 0.5
 """Of the streams' clock: heartbeats and leases are this exact."""

@@ -186,7 +186,7 @@ class _OpenStream:
 async def open_stream(service: Service, request: Request) -> EventStream:
     """Everything that can refuse a stream comes before its response begins."""
     assert request.path_id is not None
-    claims = await service.authenticate(request, allow_ticket=True)
+    claims = await service.authenticate(request, for_stream=True)
     cursor = read_cursor(request)
     permit = await service.permit(request, request.path_id)
     return EventStream(service, request, claims, permit, cursor)

@@ -238,6 +238,39 @@ def test_two_origins_are_none(chat: Chat, pair: Pair, path: str):
 
 
 @pytest.mark.parametrize("path", POSTS)
+def test_a_post_with_a_cookie_through_a_proxy_that_rewrites_host_is_taken(
+    chat: Chat, pair: Pair, path: str
+):
+    """As Next.js and Vite do, which pass on what the browser says of the page."""
+    page = "https://chat.example.com"
+    for said in ((), (("sec-fetch-site", "same-site"),), (("sec-fetch-site", "same-origin"),) * 2):
+        refused = post_with_cookie(chat, pair, path, page, *said)
+        assert (refused.status_code, refused.json()["code"]) == (403, "ORIGIN_REFUSED")
+        assert "SOTTOVOCE_ALLOWED_ORIGINS" in refused.json()["detail"], "the remedy has its name"
+    answer = post_with_cookie(chat, pair, path, page, ("sec-fetch-site", "same-origin"))
+    assert answer.status_code == 200
+
+
+def test_a_page_of_another_site_opens_no_stream_with_a_cookie(chat: Chat, pair: Pair):
+    """It would end the person's oldest one; it could read nothing of it anyway."""
+    cookie = {"cookie": f"__session={chat.token(pair.prospect)}"}
+    for said in (
+        {"origin": "https://evil.example", "sec-fetch-site": "cross-site"},
+        {"origin": "https://evil.example"},
+        {"sec-fetch-site": "cross-site"},
+    ):
+        with chat.stream(pair.channel_id, None, {**cookie, **said}) as events:
+            assert (events.status, events.problem()["code"]) == (403, "ORIGIN_REFUSED")
+    for said in (
+        {},
+        {"sec-fetch-site": "same-origin"},
+        {"origin": APP_ORIGIN, "sec-fetch-site": "cross-site"},
+    ):
+        with chat.stream(pair.channel_id, None, {**cookie, **said}) as events:
+            events.connected()
+
+
+@pytest.mark.parametrize("path", POSTS)
 def test_a_post_with_a_cookie_from_our_origin_is_taken(chat: Chat, pair: Pair, path: str):
     for origin in (APP_ORIGIN, chat.base):
         assert post_with_cookie(chat, pair, path, origin).status_code == 200

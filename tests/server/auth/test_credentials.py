@@ -15,6 +15,7 @@ from server.auth.credentials import (
     TokenInUrl,
     cookie_suffix,
     find_credential,
+    is_foreign_page,
     origin_matches,
     parse_cookies,
 )
@@ -211,11 +212,75 @@ def test_nothing_of_a_credential_is_in_its_repr():
 # The origin
 
 
+def encoded(*headers: tuple[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode("latin-1")) for name, value in headers]
+
+
 def matches(*headers: tuple[str, str], allowed: tuple[str, ...] = ()) -> bool:
-    return origin_matches(
-        [(name.encode(), value.encode("latin-1")) for name, value in headers],
-        allowed_origins=allowed,
-    )
+    return origin_matches(encoded(*headers), allowed_origins=allowed)
+
+
+REWRITTEN = ("host", "127.0.0.1:8000")
+"""What Next.js and Vite make of the page's own host."""
+
+
+@pytest.mark.parametrize("origin", ["https://app.example.com", "null", "https://evil.example"])
+def test_a_browsers_word_that_the_page_is_ours_is_enough(origin: str):
+    """No page can set the header; a client that is no browser has no cookie of somebody else."""
+    assert matches(("sec-fetch-site", "same-origin"), ("origin", origin), REWRITTEN)
+    assert matches(("sec-fetch-site", "same-origin"), REWRITTEN)
+
+
+@pytest.mark.parametrize(
+    "sites",
+    [
+        (),
+        ("",),
+        ("same-site",),
+        ("cross-site",),
+        ("none",),
+        ("Same-Origin",),
+        ("same-origin ",),
+        ("same-origin, cross-site",),
+        ("same-origin, same-origin",),
+        ("same-origin", "same-origin"),
+        ("same-origin", "cross-site"),
+        ("cross-site", "same-origin"),
+    ],
+)
+def test_any_other_word_of_a_browser_leaves_it_to_the_origin(sites: tuple[str, ...]):
+    said = [("sec-fetch-site", site) for site in sites]
+    page = ("origin", "https://app.example.com")
+    assert not matches(*said, page, REWRITTEN)
+    assert not matches(*said, REWRITTEN)
+    assert matches(*said, page, ("host", "app.example.com"))
+    assert matches(*said, page, REWRITTEN, allowed=("https://app.example.com",))
+
+
+@pytest.mark.parametrize(
+    ("headers", "foreign"),
+    [
+        ([], False),
+        ([("sec-fetch-site", "same-origin")], False),
+        ([("sec-fetch-site", "none")], False),
+        ([("sec-fetch-site", "cross-site")], True),
+        ([("sec-fetch-site", "same-site")], True),
+        ([("sec-fetch-site", "same-origin"), ("sec-fetch-site", "cross-site")], True),
+        ([("sec-fetch-site", "anything")], True),
+        ([("origin", "https://evil.example")], True),
+        ([("origin", "https://evil.example"), ("sec-fetch-site", "none")], True),
+        ([("origin", "null"), ("sec-fetch-site", "cross-site")], True),
+        ([("origin", "https://evil.example"), ("origin", "https://friend.example")], True),
+        ([("origin", "https://friend.example"), ("sec-fetch-site", "cross-site")], False),
+        ([("origin", "http://127.0.0.1:8000")], False),
+        ([("origin", "https://app.example.com"), ("sec-fetch-site", "same-origin")], False),
+    ],
+)
+def test_a_stream_with_a_cookie_is_opened_by_pages_of_ours_only(
+    headers: list[tuple[str, str]], foreign: bool
+):
+    allowed = ("https://friend.example",)
+    assert is_foreign_page(encoded(*headers, REWRITTEN), allowed_origins=allowed) is foreign
 
 
 @pytest.mark.parametrize(
