@@ -30,6 +30,7 @@ from server.cli.token import sign
 from server.logs import configure_logging
 from server.settings import Settings, SettingsError, load_settings
 from storage.postgres.migrate import MigrationError, pending
+from storage.postgres.unreachable import why_unreachable
 from storage.redis.evictions import command
 from storage.redis.url import connected
 
@@ -274,11 +275,8 @@ class Doctor:
         try:
             return await _in_thread(self._ask_postgres)
         except psycopg.Error as error:
-            raise Fault(
-                f"it cannot be used (SQLSTATE {error.sqlstate or 'none: no connection'})",
-                "start it, and look at DB_HOST, DB_PORT, DB_USER, DB_PASSWORD, DB_DATABASE, "
-                "SOTTOVOCE_DB_SSLMODE and the network",
-            ) from None
+            why = why_unreachable(error)
+            raise Fault(f"it cannot be reached: {why.finding}", why.remedy) from None
 
     def _ask_postgres(self) -> str:
         with self._connect() as connection:

@@ -98,8 +98,8 @@ async def _addresses(host: str, port: int | str) -> list[str | None]:
         return [None]
     try:
         found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError:
-        raise psycopg.OperationalError from None
+    except OSError as error:
+        raise psycopg.OperationalError from error  # `why_unreachable` tells it by its cause
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 

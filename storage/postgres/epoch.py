@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from storage.postgres.migrate import CONNECT_SECONDS
+from storage.postgres.unreachable import why_unreachable
 
 _SESSION = "SET lock_timeout = '10s'; SET statement_timeout = '20s'"
 
@@ -55,6 +56,7 @@ def begin_epoch(conninfo: str | dict[str, Any]) -> Begun:
     text = conninfo if isinstance(conninfo, str) else ""
     if not isinstance(conninfo, str):
         keywords |= conninfo
+    connection: psycopg.Connection | None = None
     try:
         with psycopg.connect(text, **keywords) as connection:
             connection.execute(_SESSION)
@@ -65,8 +67,8 @@ def begin_epoch(conninfo: str | dict[str, Any]) -> Begun:
     except psycopg.errors.LockNotAvailable:
         raise EpochError("a statement holds the epoch for over ten seconds: try again") from None
     except psycopg.Error as error:
-        if error.sqlstate is None:
-            raise EpochError("the database cannot be reached") from None
+        if connection is None or error.sqlstate is None:
+            raise EpochError(str(why_unreachable(error))) from None
         raise EpochError(f"the database refuses (SQLSTATE {error.sqlstate})") from None
     if row is None:
         raise EpochError("chat_epoch has lost its row: INSERT INTO chat_epoch VALUES (0)")

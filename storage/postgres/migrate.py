@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.rows import TupleRow
 
+from storage.postgres.unreachable import why_unreachable
+
 Connection = psycopg.Connection[TupleRow]
 
 LOCK_KEY = 0x5077_0BCE  # any number that no other program uses on this database
@@ -130,8 +132,10 @@ def _connected(conninfo: str | dict[str, Any]) -> Iterator[Connection]:
         text = conninfo
     else:
         text, keywords = "", keywords | conninfo
-    with _explained("the database cannot be reached"):
+    try:
         connection = psycopg.connect(text, autocommit=True, **keywords)
+    except psycopg.Error as error:
+        raise MigrationError(0, "", error, str(why_unreachable(error))) from None
     with connection:
         with _explained("the session cannot be set up"):
             connection.execute(_SESSION)

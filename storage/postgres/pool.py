@@ -21,6 +21,7 @@ from storage.failures import describe
 from storage.metrics import POSTGRES_SECONDS, POSTGRES_STATEMENTS
 from storage.postgres.connection import Connection, Row, connect
 from storage.postgres.queries import QUERIES
+from storage.postgres.unreachable import Unreachable, why_unreachable
 from storage.waiting import Waiter
 
 log = structlog.get_logger("storage")
@@ -113,6 +114,8 @@ class Pool:
         self._free = trio.Semaphore(size)
         self._nursery = nursery
         self._closed = False
+        self.unreachable: Unreachable | None = None
+        """Why the last attempt to connect failed; None once a connection was made."""
 
     async def fetch(
         self,
@@ -304,6 +307,7 @@ class Pool:
             if took > SLOW_SECONDS:
                 log.warning("postgres_slow", statement="connect", seconds=round(took, 3))
             self._open += 1
+            self.unreachable = None
             self._give(connection)
         elif took < self._seconds and (waiter := self._next_waiter()):
             self._failed(Event.REFUSED if connection is None else Event.FAILED, "connect", error)
@@ -338,8 +342,12 @@ class Pool:
         raise StatementFailed(name, state) from None
 
     def _failed(self, event: Event, statement: str, error: Exception) -> None:
-        if self._breaker.up:  # while it is down, that was said once
-            log.warning("postgres_failed", statement=statement, **describe(error))
+        why = why_unreachable(error) if statement == "connect" else None
+        # While it is down, that was said once; but not that it is refused for a new reason.
+        if self._breaker.up or (why is not None and why != self.unreachable):
+            cause = {} if why is None else {"cause": why.cause, "remedy": why.remedy}
+            log.warning("postgres_failed", statement=statement, **cause, **describe(error))
+        self.unreachable = why or self.unreachable
         self._breaker.record(event)
 
     def _discard_idle(self) -> None:

@@ -135,7 +135,7 @@ def test_migrate_needs_nothing_but_the_database(empty_database: Database):
 def test_migrate_says_that_the_database_cannot_be_reached():
     result = run("migrate", **GOOD)
     assert result.exit_code == 1
-    assert "cannot be reached" in result.stderr
+    assert "cannot be reached: nothing listens on that port" in result.stderr
 
 
 def test_migrate_names_what_is_missing():

@@ -113,7 +113,8 @@ def test_what_keeps_an_epoch_from_beginning_is_said_without_its_values(empty_dat
     nowhere = {**empty_database.conninfo, "port": 1, "password": "canary"}
     with pytest.raises(EpochError) as caught:
         begin_epoch(nowhere)
-    assert str(caught.value) == "the database cannot be reached"
+    assert "nothing listens on that port" in str(caught.value)
+    assert "canary" not in str(caught.value)
 
 
 # In one
