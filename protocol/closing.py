@@ -17,6 +17,7 @@ class ClosingReason(StrEnum):
     MAX_AGE = "max_age"
     TOO_MANY_STREAMS = "too_many_streams"
     CHAT_DISABLED = "chat_disabled"
+    CHANNEL_BLOCKED = "channel_blocked"
 
 
 class ClosingRule(NamedTuple):
@@ -38,4 +39,5 @@ CLOSING_RULES: dict[ClosingReason, ClosingRule] = {
     R.MAX_AGE: ClosingRule(True, None, "no stream lives longer than this; resume by the last id"),
     R.TOO_MANY_STREAMS: ClosingRule(False, 429, "this user holds as many streams as allowed"),
     R.CHAT_DISABLED: ClosingRule(False, 404, "the chat was turned off"),
+    R.CHANNEL_BLOCKED: ClosingRule(False, 403, "the channel was blocked"),
 }

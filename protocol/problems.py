@@ -25,6 +25,8 @@ PROBLEMS: dict[str, ProblemKind] = {
     # What is yours
     "NOT_YOUR_CHANNEL": ProblemKind(403, "You do not have access to this channel"),
     "SUBSCRIPTION_REQUIRED": ProblemKind(403, "An active subscription is required"),
+    "CHANNEL_BLOCKED": ProblemKind(403, "This channel is blocked"),
+    "CHANNEL_ARCHIVED": ProblemKind(403, "This channel is archived and takes no new messages"),
     "THERAPIST_ONLY": ProblemKind(403, "Only the channel's therapist may do this"),
     "MESSAGE_NOT_FOUND": ProblemKind(404, "No such message in this channel"),
     # What you sent

@@ -56,8 +56,20 @@ class ChannelGone(Exception):
     """The channel is not there any more."""
 
 
+class ChannelClosed(Exception):
+    """The channel takes no new messages.
+
+    Attributes:
+        status: `blocked` or `archived`.
+    """
+
+    def __init__(self, status: str) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 class User(Confidential, frozen=True, kw_only=True):
-    """A row of the main application's `users`, with what decides a subscription."""
+    """A person as the database's `chat_people` tells of them."""
 
     id: int
     clerk_id: str
@@ -67,7 +79,7 @@ class User(Confidential, frozen=True, kw_only=True):
     is_active: bool
     subscription_status: str
     sponsored: bool
-    """Belongs to an active employer that sponsors chat."""
+    """Whether somebody else pays: an employer or a group."""
     therapist_id: int | None
     """The therapist that this user is, if they are one."""
 
@@ -84,6 +96,8 @@ class ChannelAccess(NamedTuple):
     """The newest sequence number when this was read: a lower bound from then on."""
     is_therapist: bool
     is_prospect: bool
+    status: str = "active"
+    """`active`, `archived`, `blocked`, or another word of the main application's, in lower case."""
 
 
 class Access(NamedTuple):

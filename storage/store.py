@@ -22,6 +22,7 @@ from storage.bridge import Bridge, open_bridge
 from storage.contract import (
     Access,
     ChannelAccess,
+    ChannelClosed,
     ChannelGone,
     ClientMessageIdReused,
     Draft,
@@ -40,8 +41,11 @@ from storage.metrics import (
     POSTGRES_CONNECTIONS,
     REDIS_WRITES_DROPPED,
 )
+from storage.postgres.catalog import decode_catalog
 from storage.postgres.connection import Row
-from storage.postgres.pool import Pool
+from storage.postgres.migrate import migrations
+from storage.postgres.pool import Pool, StatementFailed
+from storage.postgres.requirements import unmet_by_server
 from storage.redis import Keys
 from storage.redis.client import open_client
 from storage.redis.cluster import Cluster, ClusterFeed, ClusterMessages
@@ -76,6 +80,11 @@ PAGES_ROWS = 2000
 of 2,000 rows as of 20,000, which hold the event loop for up to 93 ms while they are decoded."""
 PAGE_ROWS_AT_LEAST = 20
 """That a page counts for: an empty one is work, too."""
+REQUIREMENTS_SECONDS = 15.0
+"""How often a worker checks that the database has what it needs. The check takes some three
+milliseconds of PostgreSQL; a statement that PostgreSQL refuses has it made at once."""
+UNMET_SECONDS = 2.0
+"""How often it checks while something is missing, so that a repair is noticed soon."""
 UNKNOWN = -1
 """The epoch of a store that has heard nothing of PostgreSQL: that of no message and no cursor."""
 
@@ -120,6 +129,8 @@ class _AppendItem(Confidential, frozen=True, kw_only=True):
     by_therapist: bool
     author_email: str
     author_name: str
+    first_name: str
+    last_name: str
     content: str
     message_type: str
     actor: str | None
@@ -187,6 +198,12 @@ class Store:
         """Which past the numbers belong to, from PostgreSQL's first answer on; never another."""
         self.over = trio.Event()
         """Set when another epoch has begun: this store is to be closed, for another one."""
+        self.unmet: tuple[str, ...] | None = None
+        """Why no request could succeed in this database, a sentence each, free of secrets; empty
+        where one would. None until PostgreSQL was asked for the first time."""
+        self._migrations = {migration.number for migration in migrations()}
+        self._requirements_due = trio.Event()
+        self._pool.on_refused = lambda: self._requirements_due.set()
         self._bridge = bridge
         self._keys = keys = Keys(config.conninfo)
         limits: dict[str, Any] = {
@@ -270,7 +287,7 @@ class Store:
 
         Raises:
             StoreUnavailable: see `contract`.
-            ClientMessageIdReused, ChannelGone
+            ClientMessageIdReused, ChannelGone, ChannelClosed
         """
         return await self._appends.submit(draft, seconds=seconds or self._config.seconds)
 
@@ -396,11 +413,11 @@ class Store:
         return [_channel(row) for row in rows]
 
     async def pair(self, therapist_id: int, prospect_user_id: int) -> tuple[int, bool] | None:
-        """(the therapist's user id, whether the prospect's account is active), if both exist."""
+        """(the therapist's user id, whether both may have a channel), if both exist."""
         rows = await self._pool.fetch(
             "pair", {"therapist_id": therapist_id, "prospect_user_id": prospect_user_id}
         )
-        return (rows[0][0], rows[0][2]) if rows else None
+        return (rows[0][0], rows[0][1]) if rows else None
 
     async def create_channel(
         self, therapist_id: int, prospect_user_id: int, name: str | None, *, for_user: int
@@ -485,6 +502,8 @@ class Store:
                 by_therapist=draft.by_therapist,
                 author_email=draft.sender.email,
                 author_name=draft.sender.full_name,
+                first_name=draft.sender.first_name,
+                last_name=draft.sender.last_name,
                 content=draft.content,
                 message_type=draft.message_type,
                 actor=draft.origin.actor,
@@ -583,6 +602,54 @@ class Store:
             log.warning("epoch_over", epoch=self.epoch, next_epoch=epoch)
             self.over.set()
 
+    async def check_requirements(self) -> None:
+        """Find out whether a request would succeed in this database, and keep it in `unmet`.
+
+        The catalog names what is missing; then the statements of a request are run with nothing
+        to do, which PostgreSQL refuses as it would refuse the real one.
+
+        Raises:
+            StoreUnavailable: PostgreSQL does not answer; what was known stays.
+        """
+        try:
+            catalog = decode_catalog((await self._pool.fetch("catalog"))[0][0])
+            applied = {row[0] for row in await self._pool.fetch("applied")}
+            found = unmet_by_server(catalog, applied=applied, known=self._migrations)
+        except StatementFailed as failed:
+            reason = "the database is not migrated, or this role may not read chat_migrations"
+            found = [f"{reason}: run sottovoce migrate (SQLSTATE {failed.sqlstate})"]
+        if not found:
+            for name, params in (
+                ("access", ('[{"ord": 0, "clerk_id": "", "channel_id": 0}]',)),
+                ("pages", ('[{"ord": 0, "channel_id": 0, "size": 1, "newest": 1}]',)),
+                ("append", ("[]", self.epoch)),
+            ):
+                try:
+                    await self._pool.fetch(name, params)
+                except StatementFailed as failed:
+                    found.append(
+                        f"statement {name} is refused (SQLSTATE {failed.sqlstate}): run sottovoce "
+                        "migrate, or see the database's log"
+                    )
+        unmet = tuple(found)
+        if unmet != self.unmet:
+            if unmet:
+                log.error("requirements_unmet", findings=list(unmet))
+            elif self.unmet:
+                log.info("requirements_met")
+            self.unmet = unmet
+
+    async def _serve_requirements(self) -> None:
+        while True:
+            with suppress(StoreUnavailable):
+                await self._pool.ask_epoch()
+                await self.check_requirements()
+            self._requirements_due = trio.Event()
+            pause = UNMET_SECONDS if self.unmet != () else REQUIREMENTS_SECONDS
+            with trio.move_on_after(pause * random.uniform(0.8, 1.0)):
+                await self._requirements_due.wait()
+                await trio.sleep(PROBE_SECONDS)  # whatever is refused, at most this often
+
     def count_connections(self) -> None:
         """Say in the metrics how many there are. Plain."""
         POSTGRES_CONNECTIONS.set(self._pool.connections)
@@ -619,6 +686,7 @@ class Store:
             nursery.start_soon(keep_running, "redis_writes", self._serve_writes)
             nursery.start_soon(keep_running, "feed", self.feed.serve)
             nursery.start_soon(keep_running, "audit", self.audit.serve)
+            nursery.start_soon(keep_running, "requirements", self._serve_requirements)
             nursery.start_soon(self._probe, self.postgres, self._pool.probe)
             nursery.start_soon(self._probe, self.redis, self._recent.probe)
             task_status.started()
@@ -651,8 +719,7 @@ async def open_store(
 
 
 def _access(clerk_id: str, row: Row) -> Access:
-    (_, user_id, email, first, last, is_active, status, sponsored, own_therapist_id) = row[:9]
-    channel_id, head, _therapist_id, therapist_user_id, prospect_user_id = row[9:]
+    (_, user_id, email, first, last, is_active, subscription, sponsored, therapist_id) = row[:9]
     if user_id is None:
         return Access(None, None)
     user = User(
@@ -662,18 +729,15 @@ def _access(clerk_id: str, row: Row) -> Access:
         first_name=first,
         last_name=last,
         is_active=is_active,
-        subscription_status=status,
+        subscription_status=subscription,
         sponsored=sponsored,
-        therapist_id=own_therapist_id,
+        therapist_id=therapist_id,
     )
-    if channel_id is None:
-        return Access(user, None)
-    is_therapist, is_prospect = therapist_user_id == user_id, prospect_user_id == user_id
-    return Access(user, ChannelAccess(channel_id, head, is_therapist, is_prospect))
+    return Access(user, None if row[9] is None else ChannelAccess(*row[9:]))
 
 
 def _appended(epoch: int, draft: Draft, row: Row) -> Record | Exception:
-    _, outcome, seq, message_row_id, message_id, ts, author_email, author_name = row
+    _, outcome, seq, message_row_id, message_id, ts, email, name, first_name, last_name = row
     match outcome:
         case "busy":
             return Busy()
@@ -681,6 +745,8 @@ def _appended(epoch: int, draft: Draft, row: Row) -> Record | Exception:
             return ChannelGone()
         case "conflict":
             return ClientMessageIdReused()
+        case "blocked" | "archived":
+            return ChannelClosed(outcome)
     return Record.build(
         epoch=epoch,
         channel_id=draft.channel_id,
@@ -691,20 +757,18 @@ def _appended(epoch: int, draft: Draft, row: Row) -> Record | Exception:
         client_message_id=draft.client_message_id,
         sender_id=draft.sender.id,
         content=draft.content,
-        author=author_name,
-        author_email=author_email,
+        author=name,
+        author_email=email,
         message_type=draft.message_type,
         status="SENT",
-        first_name=draft.sender.first_name,
-        last_name=draft.sender.last_name,
+        first_name=first_name,
+        last_name=last_name,
     )
 
 
 def _record(epoch: int, channel_id: int, row: Sequence[Any]) -> Record:
     (seq, row_id, message_id, sender_id, client_message_id, content) = row[:6]
-    email, name, message_type, status, ts, first_name, last_name = row[6:]
-    if first_name is None and last_name is None:  # the author is not a user (any more)
-        first_name, _, last_name = name.partition(" ")
+    email, name, first_name, last_name, message_type, status, ts = row[6:]
     return Record.build(
         epoch=epoch,
         channel_id=channel_id,
@@ -719,8 +783,8 @@ def _record(epoch: int, channel_id: int, row: Sequence[Any]) -> Record:
         author_email=email,
         message_type=message_type,
         status=status,
-        first_name=first_name or "",
-        last_name=last_name or "",
+        first_name=first_name,
+        last_name=last_name,
     )
 
 

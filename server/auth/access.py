@@ -28,6 +28,13 @@ MAX_LOOKS = 3
 """At one question whose answer is evicted while it is on its way."""
 
 
+_ENDED_BY = {
+    "SUBSCRIPTION_REQUIRED": ClosingReason.SUBSCRIPTION_ENDED,
+    "CHANNEL_BLOCKED": ClosingReason.CHANNEL_BLOCKED,
+}
+"""Why an open stream ends, by the problem that its next request would get."""
+
+
 class Permit(NamedTuple):
     """A user's way into one channel."""
 
@@ -146,13 +153,18 @@ class Gate:
             self.require_subscription(user)
         return Permit(user, channel, "therapist" if channel.is_therapist else "prospect")
 
+    def require_open(self, permit: Permit) -> None:
+        """Raises:
+        Problem: CHANNEL_BLOCKED. Its history can still be read, but nobody listens to it.
+        """
+        if permit.channel.status == "blocked":
+            raise Problem("CHANNEL_BLOCKED")
+
     def _why_end(self, access: Access) -> ClosingReason | None:
         try:
-            self.permit(access)
+            self.require_open(self.permit(access))
         except Problem as problem:
-            if problem.code == "SUBSCRIPTION_REQUIRED":
-                return ClosingReason.SUBSCRIPTION_ENDED
-            return ClosingReason.ACCESS_REVOKED
+            return _ENDED_BY.get(problem.code, ClosingReason.ACCESS_REVOKED)
         return None
 
     def subscription(self, user: User) -> Subscription:
@@ -177,8 +189,10 @@ class Gate:
             return False
         if channel_id is None:
             return self.subscription(user).active
-        return channel is not None and (
-            channel.is_therapist or (channel.is_prospect and self.subscription(user).active)
+        return (
+            channel is not None
+            and channel.status != "blocked"
+            and (channel.is_therapist or (channel.is_prospect and self.subscription(user).active))
         )
 
     def _learn(

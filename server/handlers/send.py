@@ -13,6 +13,7 @@ from server.web.problems import Problem
 from server.web.request import Request
 from server.web.response import Response, json_response
 from storage.contract import (
+    ChannelClosed,
     ChannelGone,
     ClientMessageIdReused,
     Draft,
@@ -64,6 +65,9 @@ async def send_message(service: Service, request: Request, body: requests.SendMe
         raise Problem("IDEMPOTENCY_CONFLICT") from None
     except ChannelGone:
         raise Problem("NOT_YOUR_CHANNEL") from None
+    except ChannelClosed as closed:
+        SENDS.labels("closed").inc()
+        raise Problem(f"CHANNEL_{closed.status.upper()}") from None
     except StoreUnavailable:
         SENDS.labels("unavailable").inc()
         raise

@@ -189,6 +189,7 @@ async def open_stream(service: Service, request: Request) -> EventStream:
     claims = await service.authenticate(request, for_stream=True)
     cursor = read_cursor(request)
     permit = await service.permit(request, request.path_id)
+    service.gate.require_open(permit)
     return EventStream(service, request, claims, permit, cursor)
 
 

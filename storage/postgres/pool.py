@@ -112,6 +112,8 @@ class Pool:
         self._connecting: set[trio.CancelScope] = set()
         self._size = size
         self._free = trio.Semaphore(size)
+        self.on_refused: Callable[[], None] = lambda: None
+        """Called when PostgreSQL has refused a statement. Synchronous."""
         self._nursery = nursery
         self._closed = False
         self.unreachable: Unreachable | None = None
@@ -339,6 +341,7 @@ class Pool:
             self._failed(Event.FAILED, name, error)
             raise StoreUnavailable from None
         log.error("statement_failed", statement=name, sqlstate=state)
+        self.on_refused()
         raise StatementFailed(name, state) from None
 
     def _failed(self, event: Event, statement: str, error: Exception) -> None:

@@ -116,6 +116,7 @@ def test_the_events_are_cut_out_of_the_chunk_whatever_its_length(data: bytes):
         ("max_age", True, None),
         ("too_many_streams", False, 429),
         ("chat_disabled", False, 404),
+        ("channel_blocked", False, 403),
     ],
 )
 def test_a_closing_event_says_whether_coming_back_helps(
@@ -131,7 +132,7 @@ def test_a_closing_event_says_whether_coming_back_helps(
 
 def test_every_closing_reason_has_a_rule_and_an_end_where_coming_back_is_pointless():
     assert set(CLOSING_RULES) == set(ClosingReason)
-    assert len(ClosingReason) == 8, "a new reason needs its row above"
+    assert len(ClosingReason) == 9, "a new reason needs its row above"
     for rule in CLOSING_RULES.values():
         assert rule.reconnect is (rule.next_status is None)
         assert rule.next_status is None or 400 <= rule.next_status < 500

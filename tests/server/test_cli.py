@@ -14,6 +14,7 @@ from server.cli import app
 from server.cli.local_issuer import LocalIssuer, SigningKey
 from server.cli.ready import write_private
 from server.settings import issuer_of
+from tests.storage.test_migrations import old_deployment
 from tests.support.services import Database
 from tests.support.tokens import Signer
 
@@ -118,11 +119,40 @@ def test_migrate_lists_what_is_pending_applies_it_and_has_no_more(empty_database
 
     applied = run("migrate", **environ)
     assert applied.exit_code == 0
-    assert applied.stdout.splitlines() == [f"applied {name}" for name in names]
+    lines = applied.stdout.splitlines()
+    assert lines[: len(names)] == [f"applied {name}" for name in names]
+    assert "applied function_chat_append" in lines
 
     for arguments in (["migrate"], ["migrate", "--check"]):
         again = run(*arguments, **environ)
         assert (again.exit_code, again.stdout) == (0, "nothing to apply\n")
+
+
+def test_migrate_plans_without_a_change_what_it_would_do_to_whose_tables_under_which_lock(
+    empty_database: Database,
+):
+    old_deployment(empty_database)
+    environ = database_environment(empty_database)
+    plan = run("migrate", "--plan", **environ)
+    assert plan.exit_code == 0
+    assert "chat_columns: chat_channels, chat_messages\n" in plan.stdout
+    assert "    lock: ACCESS EXCLUSIVE, for milliseconds\n" in plan.stdout
+    assert empty_database.execute("SELECT to_regclass('chat_migrations')") == [(None,)]
+    assert run("migrate", **environ).exit_code == 0
+    assert run("migrate", "--plan", **environ).stdout == "nothing to apply\n"
+
+
+def test_migrate_names_all_that_does_not_fit_and_changes_nothing(empty_database: Database):
+    old_deployment(empty_database)
+    empty_database.execute("ALTER TABLE users DROP is_active, DROP email")
+    refused = run("migrate", **database_environment(empty_database))
+    assert refused.exit_code == 1
+    assert refused.stderr.splitlines() == [
+        "sottovoce: users.email is missing",
+        "sottovoce: users.is_active is missing",
+        "sottovoce: nothing was changed",
+    ]
+    assert empty_database.execute("SELECT to_regclass('chat_migrations')") == [(None,)]
 
 
 def test_migrate_needs_nothing_but_the_database(empty_database: Database):

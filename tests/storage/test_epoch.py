@@ -275,5 +275,6 @@ async def test_postgresql_is_asked_nothing_before_its_epoch(
                 await store.access("clerk_tess", room.channel_id)
             else:
                 assert (await store.append(draft(room, "a"))).seq == 1
-            assert asked[:2] == [QUERIES["ping"], QUERIES[first]]
+            assert asked[0] == QUERIES["ping"]
+            assert QUERIES[first] in asked
             assert store.epoch == 0

@@ -1,5 +1,6 @@
 """An old deployment's tables come through: nothing is lost, renamed or numbered twice."""
 
+import hashlib
 import random
 import threading
 import time
@@ -8,16 +9,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from storage.postgres import migrate as migrate_module
+from storage.postgres import take_over
 from storage.postgres.migrate import LOCK_KEY, MigrationError, migrate, migrations, pending
 from tests.support.services import Database
 
 NAMES = [migration.name for migration in migrations()]
-FIRST_THREE = [
-    "0001_main_application",
-    "0002_numbered_messages",
-    "0003_audit_and_tickets",
-]
 
 OLD_TABLES = """
 CREATE TABLE users (
@@ -101,14 +97,32 @@ def in_thread(work: Any, *arguments: Any) -> threading.Thread:
 
 def test_an_empty_database_gets_every_table(empty_database):
     assert pending(empty_database.conninfo) == NAMES
-    assert NAMES[:3] == FIRST_THREE
-    assert migrate(empty_database.conninfo) == NAMES
+    assert migrate(empty_database.conninfo)[: len(NAMES)] == NAMES
     assert pending(empty_database.conninfo) == []
     tables = {row[0] for row in schema(empty_database)}
     assert tables >= {
         "users", "therapists", "employers", "chat_channels", "chat_messages", "chat_audit",
         "chat_tickets", "chat_migrations",
     }  # fmt: skip
+
+
+LANDED = {
+    "0001_main_application": "a97f178d8de9accb",
+    "0002_numbered_messages": "da37421a3993b37c",
+    "0003_audit_and_tickets": "dcd640df96369bcf",
+    "0004_append": "1353abaa9074694f",
+    "0005_epoch": "8b32593db258efc3",
+}
+"""The SHA-256 of each numbered migration that has landed, its first 16 digits."""
+
+
+def test_a_migration_that_has_landed_is_never_edited():
+    found = {
+        migration.name: hashlib.sha256(migration.sql.encode()).hexdigest()[:16]
+        for migration in migrations()
+    }
+    assert found.items() >= LANDED.items()
+    assert set(found) == set(LANDED), "a new migration is listed here when it lands"
 
 
 def test_a_second_run_does_nothing_and_a_url_will_do(empty_database):
@@ -125,7 +139,8 @@ def test_four_at_once_apply_each_migration_once(empty_database):
     ]
     for thread in threads:
         thread.join(60)
-    assert applied == NAMES
+    assert len(applied) == len(set(applied))
+    assert set(applied) >= set(NAMES)
 
 
 @pytest.mark.parametrize("types", [INT, BIGINT], ids=["int", "bigint"])
@@ -138,9 +153,7 @@ def test_ten_thousand_old_messages_are_numbered_by_time(empty_database, types):
         expected.setdefault(channel, []).append(id_)
     content = empty_database.execute("SELECT id, content FROM chat_messages ORDER BY id")
 
-    began = time.monotonic()
-    assert migrate(empty_database.conninfo) == NAMES
-    assert time.monotonic() - began < 5  # alone it takes a fifth of a second
+    assert "old_messages" in migrate(empty_database.conninfo)
 
     found: dict[int, list[int]] = {}
     for channel, seq, id_ in empty_database.execute(
@@ -190,6 +203,22 @@ def test_the_main_applications_own_tables_are_left_as_they_are(empty_database):
     )
     assert sum("(clerk_id)" in row[0] for row in indexes) == 1
     assert sum("(user_id)" in row[0] for row in indexes) == 1
+    assert empty_database.execute("SELECT to_regclass('employers')") != [(None,)]
+
+
+def test_tables_of_people_are_never_made_beside_the_main_applications_own(empty_database):
+    old_deployment(empty_database)
+    empty_database.execute("DROP TABLE employers")
+    migrate(empty_database.conninfo)
+    assert empty_database.execute("SELECT to_regclass('employers')") == [(None,)]
+
+
+def test_a_main_application_without_a_chat_gets_the_two_tables(empty_database):
+    old_deployment(empty_database)
+    empty_database.execute("DROP TABLE chat_messages, chat_channels")
+    migrate(empty_database.conninfo)
+    assert migrate(empty_database.conninfo) == []
+    assert {row[0] for row in schema(empty_database)} >= {"chat_channels", "chat_messages"}
 
 
 def test_an_index_on_clerk_id_is_not_made_twice(empty_database):
@@ -198,16 +227,19 @@ def test_an_index_on_clerk_id_is_not_made_twice(empty_database):
     assert sum("(clerk_id)" in row[0] for row in indexes) == 1
 
 
-def test_an_author_whose_address_two_users_share_stays_unknown(empty_database):
+def test_the_author_of_an_old_message_is_one_of_its_channels_two_people_or_unknown(
+    empty_database,
+):
     old_deployment(empty_database)
     empty_database.execute("""
         INSERT INTO chat_messages (channel_id, author_email, content, created_at)
         SELECT 1, email, 'x', now()
-        FROM unnest(ARRAY['twin@example.com', 'PERSON5@example.com', NULL]) AS email
+        FROM unnest(ARRAY['PERSON1@example.com', 'person201@example.com', 'person5@example.com',
+                          NULL]) AS email
     """)
     migrate(empty_database.conninfo)
     senders = empty_database.execute("SELECT sender_id FROM chat_messages ORDER BY id")
-    assert senders == [(None,), (5,), (None,)]
+    assert senders == [(1,), (201,), (None,), (None,)]
 
 
 def test_a_time_of_the_last_message_that_is_there_stays(empty_database):
@@ -218,65 +250,95 @@ def test_a_time_of_the_last_message_that_is_there_stays(empty_database):
     assert empty_database.execute(kept) == [(3,)]
 
 
-def test_columns_that_were_added_by_hand_are_completed_and_kept_where_they_are_right(
+def test_columns_that_have_the_names_of_ours_are_refused_all_at_once_before_any_change(
     empty_database,
 ):
-    old_deployment(empty_database, rows=1000)
+    old_deployment(empty_database, rows=400)
     empty_database.execute("""
         SET CONSTRAINTS ALL IMMEDIATE;
-        ALTER TABLE chat_messages ADD seq integer,
-            ADD message_id text DEFAULT gen_random_uuid()::text,
-            ADD message_type varchar(20), ADD status varchar(20);
-        ALTER TABLE chat_channels ADD last_seq integer, ADD therapist_unread integer;
-        UPDATE chat_messages SET message_id = NULL WHERE id % 2 = 0;
-        -- channel 1 is numbered, and not by time; channel 2 in part; channel 3 has a hole; the
-        -- others not at all
-        UPDATE chat_messages AS m SET seq = place
-            FROM (SELECT id, row_number() OVER (PARTITION BY channel_id ORDER BY id DESC) AS place
-                  FROM chat_messages) AS p
-            WHERE p.id = m.id AND channel_id <= 3 AND NOT (channel_id = 2 AND place = 4);
-        UPDATE chat_messages SET seq = 9 WHERE channel_id = 3 AND seq = 5;
-        UPDATE chat_channels SET therapist_unread = 6 WHERE id = 1;
-        CREATE UNIQUE INDEX by_hand ON chat_messages (channel_id, seq);
+        ALTER TABLE chat_messages ADD seq bigint, ADD message_id text;
+        ALTER TABLE chat_channels ADD last_seq integer;
     """)
-    kept = empty_database.execute("SELECT id, message_id FROM chat_messages WHERE id % 2 = 1")
-    by_hand = "SELECT id FROM chat_messages WHERE channel_id = 1 ORDER BY seq"
-    order = empty_database.execute(by_hand)
-    by_time = empty_database.execute(
-        "SELECT channel_id, id FROM chat_messages WHERE channel_id > 1"
-        " ORDER BY channel_id, created_at NULLS FIRST, id"
-    )
-    migrate(empty_database.conninfo)
-
-    assert empty_database.execute(by_hand) == order
-    assert by_time == empty_database.execute(
-        "SELECT channel_id, id FROM chat_messages WHERE channel_id > 1 ORDER BY channel_id, seq"
-    )
-    for channel in (1, 2, 3, 200):
-        assert numbers(empty_database, channel) == [1, 2, 3, 4, 5]
-    ids = "SELECT id, message_id::text FROM chat_messages"
-    assert set(kept) <= set(empty_database.execute(ids))
-    assert empty_database.execute("SELECT count(DISTINCT message_id) FROM chat_messages") == [
-        (1000,)
+    before = schema(empty_database)
+    with pytest.raises(MigrationError) as caught:
+        migrate(empty_database.conninfo)
+    assert [finding.partition(":")[0] for finding in caught.value.findings] == [
+        "chat_channels.last_seq is integer",
+        "chat_messages.seq is there already, and its numbers may not be 1, 2, 3, …",
+        "chat_messages.message_id is text",
     ]
+    assert schema(empty_database) == before
+
+
+def test_a_run_that_was_interrupted_is_gone_on_with(empty_database, monkeypatch):
+    old_deployment(empty_database, rows=3000)
+
+    def interrupted(counts):
+        yield [1, 2, 3], 45
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(take_over, "_batches", interrupted)
+    with pytest.raises(ZeroDivisionError):
+        migrate(empty_database.conninfo)
+    monkeypatch.undo()
+    assert numbers(empty_database, 3) == list(range(1, 16))
+    assert numbers(empty_database, 4) == [None] * 15
+    migrate(empty_database.conninfo)
+    assert numbers(empty_database, 4) == list(range(1, 16))
+    assert migrate(empty_database.conninfo) == []
+
+
+def test_a_channel_of_many_messages_is_numbered_in_parts(empty_database, monkeypatch):
+    old_deployment(empty_database, rows=1000)
+    empty_database.execute("UPDATE chat_messages SET channel_id = 1")
+    monkeypatch.setattr(take_over, "BATCH", 30)
+    by_time = "SELECT id FROM chat_messages ORDER BY created_at NULLS FIRST, id"
+    order = empty_database.execute(by_time)
+    migrate(empty_database.conninfo)
+    assert empty_database.execute("SELECT id FROM chat_messages ORDER BY seq") == order
+    assert numbers(empty_database, 1) == list(range(1, 1001))
+
+
+def test_the_main_applications_own_messages_are_numbered_whatever_it_inserts(empty_database):
+    old_deployment(empty_database, rows=200)
+    migrate(empty_database.conninfo)
+    insert = "INSERT INTO chat_messages (channel_id, author_email, content, created_at) VALUES "
+    empty_database.execute(insert + "(1, 'person1@example.com', 'one', now())")
+    empty_database.execute(insert + "(1, NULL, 'two', now()), (1, NULL, 'three', now())")
+    with psycopg.connect(**empty_database.conninfo) as connection:
+        connection.execute(insert + "(1, NULL, 'taken back', now())")
+        connection.rollback()
+    empty_database.execute(
+        "INSERT INTO chat_messages (id, channel_id, content) VALUES (1, 1, 'there')"
+        " ON CONFLICT DO NOTHING"
+    )
+    empty_database.execute(insert + "(1, 'person201@example.com', 'four', now())")
+    rows = empty_database.execute(
+        "SELECT seq, content, sender_id FROM chat_messages WHERE channel_id = 1 ORDER BY seq"
+    )
+    assert [(seq, content[:5], sender) for seq, content, sender in rows] == [
+        (1, "word ", 1), (2, "one", 1), (3, "two", None), (4, "three", None), (5, "four", 201),
+    ]  # fmt: skip
     assert empty_database.execute(
-        "SELECT last_seq, therapist_unread, prospect_unread FROM chat_channels WHERE id = 1"
-    ) == [(5, 6, 0)]
-    types = {row[1]: row[2:4] for row in schema(empty_database) if row[0] == "chat_messages"}
-    assert types["seq"] == ("bigint", "NO")
-    assert types["message_id"] == ("uuid", "NO")
+        "SELECT last_seq, last_message_preview, therapist_unread, prospect_unread"
+        " FROM chat_channels WHERE id = 1"
+    ) == [(5, "four", 1, 1)]
+    times = empty_database.execute(
+        "SELECT created_at FROM chat_messages WHERE channel_id = 1 ORDER BY seq"
+    )
+    assert times == sorted(set(times)), "the time rises with the number"
 
 
-def test_a_new_message_and_a_new_channel_need_only_what_the_server_gives(empty_database):
-    old_deployment(empty_database)
+def test_a_message_from_further_back_keeps_its_time(empty_database):
+    old_deployment(empty_database, BIGINT, rows=200)
     migrate(empty_database.conninfo)
     empty_database.execute("""
-        INSERT INTO chat_channels (channel_identifier, therapist_id, prospect_user_id)
-            VALUES ('new', 7, 201);
-        INSERT INTO chat_messages (channel_id, seq, message_id, content, created_at)
-            SELECT id, 1, gen_random_uuid(), 'x', now() FROM chat_channels
-            WHERE channel_identifier = 'new';
+        INSERT INTO chat_messages (channel_id, content, created_at)
+        VALUES (1, 'now', now()), (1, 'imported', '2020-01-01Z')
     """)
+    assert empty_database.execute(
+        "SELECT seq FROM chat_messages WHERE created_at = '2020-01-01Z'"
+    ) == [(3,)]
 
 
 TWICE = {
@@ -295,8 +357,9 @@ TWICE = {
         FROM generate_series(98, 99) AS n
     """,
     "pair": """
-        INSERT INTO chat_channels (channel_identifier, therapist_id, prospect_user_id)
-        VALUES ('again', 7, 1)
+        INSERT INTO chat_channels (
+            channel_identifier, therapist_id, prospect_user_id, status, created_at, updated_at)
+        VALUES ('again', 7, 1, 'active', now(), now())
     """,
 }
 
@@ -320,44 +383,75 @@ def test_a_pair_with_two_channels_stops_the_migration_and_nothing_is_changed(emp
     rows = empty_database.execute("SELECT * FROM chat_messages ORDER BY id")
     with pytest.raises(MigrationError) as caught:
         migrate(empty_database.conninfo)
-    assert (caught.value.number, caught.value.name) == (2, "0002_numbered_messages")
-    assert caught.value.sqlstate == "SV001"
     assert "more than one channel: 6 " in str(caught.value)
     assert "1, 201, 2, 202, 3, 203, 4, 204, 5, 205)" in str(caught.value)
     assert "merge" in str(caught.value)
-    untouched = [row for row in schema(empty_database) if row[0] != "chat_migrations"]
-    assert untouched == before
+    assert schema(empty_database) == before
     assert empty_database.execute("SELECT * FROM chat_messages ORDER BY id") == rows
 
     empty_database.execute("DELETE FROM chat_channels WHERE id > 200")
-    assert migrate(empty_database.conninfo) == NAMES[1:]
+    assert "old_messages" in migrate(empty_database.conninfo)
+
+
+def test_a_clerk_id_of_two_users_stops_the_migration(empty_database):
+    old_deployment(empty_database)
+    empty_database.execute("UPDATE users SET clerk_id = 'user_1' WHERE id IN (2, 3)")
+    with pytest.raises(MigrationError, match=r"users.clerk_id: 1 Clerk ids have more than one row"):
+        migrate(empty_database.conninfo)
 
 
 def test_an_error_shows_its_sqlstate_and_nothing_of_a_row(empty_database):
-    old_deployment(empty_database)
+    old_deployment(empty_database, rows=10)
     empty_database.execute("""
-        ALTER TABLE chat_messages ADD message_id text;
-        INSERT INTO chat_messages (channel_id, content, message_id)
-            VALUES (1, 'canary', 'canary-is-no-uuid');
+        CREATE FUNCTION theirs() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION 'canary %', OLD.content; END $$;
+        CREATE TRIGGER theirs BEFORE UPDATE ON chat_messages
+            FOR EACH ROW EXECUTE FUNCTION theirs();
     """)
     with pytest.raises(MigrationError) as caught:
         migrate(empty_database.conninfo)
-    assert caught.value.sqlstate == "22P02"
+    assert (caught.value.name, caught.value.sqlstate) == ("old_messages", "P0001")
     assert "canary" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+    empty_database.execute("DROP TRIGGER theirs ON chat_messages")
+    assert migrate(empty_database.conninfo)[0] == "old_messages"
 
 
-def test_writers_are_not_waited_for_without_end(empty_database, monkeypatch):
+def test_a_transaction_that_holds_a_table_is_waited_for_by_name_and_not_without_end(
+    empty_database,
+):
     old_deployment(empty_database)
-    session = migrate_module._SESSION
-    monkeypatch.setattr(migrate_module, "_SESSION", session.replace("'10s'", "'0.1s'"))
-    with psycopg.connect(**empty_database.conninfo) as writer:
-        writer.execute("UPDATE chat_channels SET status = 'busy'")
-        with pytest.raises(MigrationError) as caught:
-            migrate(empty_database.conninfo)
-    assert caught.value.sqlstate == "55P03"
-    assert migrate(empty_database.conninfo) == NAMES[1:]
+    lines: list[str] = []
+    backup = {**empty_database.conninfo, "application_name": "a backup"}
+    with psycopg.connect(**backup) as reader:
+        reader.execute("SELECT count(*) FROM chat_channels")
+        with pytest.raises(
+            MigrationError, match="chat_channels was held by a backup for"
+        ) as caught:
+            migrate(empty_database.conninfo, wait_seconds=0.5, say=lines.append)
+        assert caught.value.name == "chat_columns"
+    assert lines
+    assert lines[0].startswith("waiting for chat_channels, held by a backup for")
+    assert migrate(empty_database.conninfo)[0] == "chat_columns"
+
+
+def test_nobody_waits_long_behind_a_migration_that_waits(empty_database):
+    old_deployment(empty_database)
+    with psycopg.connect(**empty_database.conninfo) as reader:
+        reader.execute("SELECT count(*) FROM chat_channels")
+        thread = in_thread(lambda: migrate(empty_database.conninfo))
+        longest = 0.0
+        with psycopg.connect(**empty_database.conninfo, autocommit=True) as other:
+            until = time.monotonic() + 2.0
+            while time.monotonic() < until:
+                began = time.monotonic()
+                other.execute("SELECT count(*) FROM chat_channels")
+                longest = max(longest, time.monotonic() - began)
+    thread.join(60)
+    # One lock's wait, and a machine that is busy; waiting for the lock without its limit is 2 s.
+    assert longest < 1.0
+    assert pending(empty_database.conninfo) == []
 
 
 def test_old_times_without_a_zone_are_read_as_utc_whatever_the_server_says(empty_database):
@@ -386,7 +480,7 @@ def test_another_running_migration_is_waited_for_and_not_without_end(empty_datab
         time.sleep(0.2)
         assert applied == []
     thread.join(30)  # the lock went with its connection
-    assert applied == NAMES
+    assert applied[: len(NAMES)] == NAMES
 
 
 def test_a_database_that_is_not_there_is_an_error_without_its_address(postgres):

@@ -4,12 +4,14 @@ import time
 import uuid
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 import trio
 import trio.testing
 
 from storage.contract import (
+    ChannelAccess,
     ChannelGone,
     ClientMessageIdReused,
     Page,
@@ -17,6 +19,7 @@ from storage.contract import (
     StoreUnavailable,
 )
 from storage.metrics import HISTORY_READS
+from storage.postgres.migrate import migrate
 from storage.postgres.pool import StatementFailed
 from storage.redis import Keys
 from storage.store import Store, Ticket
@@ -437,24 +440,33 @@ async def test_a_set_that_proves_nothing_is_not_used(
                 assert seqs(page) == list(range(1, 21))
 
 
-async def test_a_set_with_an_authors_old_name_is_replaced(database: Database, redis_url: str):
-    """Two versions of each message would take the place of older ones, for good."""
+async def test_a_message_names_its_author_as_when_it_was_sent_wherever_it_comes_from(
+    database: Database, redis_url: str
+):
     (room,) = make_rooms(database)
-    insert_messages(database, room, 50)
     key = Keys(database.conninfo).recent(room.channel_id)
-    async with opened_store(database, redis_url) as (store, _):
-        await store.history(room.channel_id, None, head=50)
+    room = room._replace(
+        prospect=msgspec.structs.replace(room.prospect, first_name="Mary Ann", last_name="Smith")
+    )
+    async with opened_store(database, redis_url) as (store, delivered):
+        client_id = str(uuid.uuid4())
+        sent = await store.append(draft(room, "text", client_id=client_id))
+        database.execute("UPDATE users SET first_name = 'Other', last_name = 'Name'")
         with redis.Redis.from_url(redis_url) as client:
-            await until(lambda: client.zcard(key) == 50)
-            client.zremrangebyscore(key, 3, 3)  # so that it is rebuilt
-            database.execute("UPDATE users SET first_name = 'Patricia'")
-            await store.history(room.channel_id, None, head=50)
-            await trio.sleep(0.1)
-            assert client.zcard(key) == 50
-        sources = Sources()
-        page = await store.history(room.channel_id, None, head=50)
-        assert sources() == {"redis": 1}
-        assert page.records[0].reply().sender_first_name == "Patricia"
+            await until(lambda: client.zcard(key) == 1)
+            warm = (await store.history(room.channel_id, None, head=1)).records
+            client.delete(key)
+            cold = (await store.history(room.channel_id, None, head=1)).records
+        assert warm == cold == [sent] == [record for _, record in delivered]
+        reply = sent.reply()
+        assert (reply.sender_first_name, reply.sender_last_name) == ("Mary Ann", "Smith")
+        again = await store.append(
+            msgspec.structs.replace(
+                draft(room, "text", client_id=client_id),
+                sender=msgspec.structs.replace(room.prospect, first_name="Other"),
+            )
+        )
+        assert again == sent
 
 
 async def test_a_message_is_published_once_to_other_workers(database: Database, redis_url: str):
@@ -516,12 +528,12 @@ async def test_access_says_who_somebody_is_and_what_a_channel_is_to_them(databas
     async with opened_store(database) as (store, _):
         access = await store.access("clerk_tess", room.channel_id)
         assert access.user == room.therapist
-        assert access.channel == (room.channel_id, 3, True, False)
+        assert access.channel == ChannelAccess(room.channel_id, 3, True, False)
         access = await store.access("clerk_pat0", room.channel_id)
         assert access.user == room.prospect
-        assert access.channel == (room.channel_id, 3, False, True)
+        assert access.channel == ChannelAccess(room.channel_id, 3, False, True)
         access = await store.access("clerk_pat0", other.channel_id)
-        assert access.channel == (other.channel_id, 0, False, False)
+        assert access.channel == ChannelAccess(other.channel_id, 0, False, False)
         assert (await store.access("clerk_pat0", None)).channel is None
         assert (await store.access("clerk_pat0", 10**9)).channel is None
         for channel_id in (room.channel_id, None, 10**9):
@@ -546,10 +558,18 @@ async def test_one_person_may_be_both_sides_of_a_channel_or_a_therapist_and_a_pr
         access = await store.access("clerk_pat0", room.channel_id)
         assert access.user is not None
         assert access.user.therapist_id == first[0]
-        assert access.channel == (room.channel_id, 0, False, True), "here they are the prospect"
+        assert access.channel == (room.channel_id, 0, False, True, "active"), (
+            "here they are the prospect"
+        )
         own, made = await store.create_channel(first[0], room.prospect.id, None, for_user=1)
         assert made
-        assert (await store.access("clerk_pat0", own.id)).channel == (own.id, 0, True, True)
+        assert (await store.access("clerk_pat0", own.id)).channel == (
+            own.id,
+            0,
+            True,
+            True,
+            "active",
+        )
 
 
 async def test_many_lookups_at_once_get_each_their_own_answer(database: Database):
@@ -586,6 +606,7 @@ async def test_an_employer_sponsors_if_active_and_not_told_otherwise(
     if employer is not None:
         if "sponsors_chat" not in employer:  # the main application's table may not have it
             database.execute("ALTER TABLE employers DROP COLUMN sponsors_chat")
+            assert migrate(database.conninfo) == ["function_chat_people"]
         database.execute("INSERT INTO employers (id, name) VALUES (5, 'ACME')")
         database.execute(f"UPDATE employers SET {employer}")
     database.execute("UPDATE users SET employer_id = 5 WHERE clerk_id = 'clerk_pat0'")

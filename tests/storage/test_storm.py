@@ -117,8 +117,9 @@ async def test_ten_thousand_clients_that_come_back_at_once_are_few_round_trips(
     read, write, subscribe = ("redis", "read"), ("redis", "write"), ("redis", "subscribe")
     leave = ("redis", "unsubscribe")
     # On a busy machine Redis' time may be over for some, which PostgreSQL then answers.
-    assert set(empty) | set(filled) <= {access, pages, read, write, subscribe, leave}
-    assert set(gone) <= {access, pages}
+    checks = {("postgres", name) for name in ("catalog", "applied", "append")}
+    assert set(empty) | set(filled) <= {access, pages, read, write, subscribe, leave, *checks}
+    assert set(gone) <= {access, pages, *checks}
     for counted in (empty, filled, gone):
         assert max(counted.values()) <= few, counted
     for kind, count in tenth.items():
