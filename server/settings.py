@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from protocol.confidential import Secret
-from storage.redis.url import check_url
+from storage.redis.url import check_url, upstash_url
 
 
 class About(NamedTuple):
@@ -46,9 +46,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         About(
             "URL",
             "`redis://`, `rediss://`, `redis-sentinel://host,host/0#name` or "
-            "`redis-cluster://host,host`",
+            "`redis-cluster://host,host`; or else the next two",
         ),
     ] = setting("UPSTASH_REDIS_URL")
+    redis_rest_url: Annotated[
+        Secret,
+        About("URL", "Upstash's for REST: without UPSTASH_REDIS_URL the TCP address follows"),
+    ] = setting("UPSTASH_REDIS_REST_URL", Secret(""))
+    redis_rest_token: Annotated[
+        Secret, About("text", "beside it: the password of Upstash's user `default`")
+    ] = setting("UPSTASH_REDIS_REST_TOKEN", Secret(""))
     db_host: Annotated[Text, About("host", "a name, an address or a Unix socket's folder")] = (
         setting("DB_HOST")
     )
@@ -254,11 +261,13 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     findings: list[str] = []
     hints = get_type_hints(Settings, include_extras=True)
     fields = msgspec.structs.fields(Settings)
+    if not environ.get("UPSTASH_REDIS_URL") and any(map(environ.get, _REST)):
+        values["redis_url"] = _redis_url(environ, findings)
     for field in fields:
         name = field.encode_name
         raw = environ.get(name, "")
         if raw == "":
-            if field.required:
+            if field.required and field.name not in values:
                 findings.append(f"{name} is missing: {_about(hints[field.name]).reason}")
             continue
         try:
@@ -281,6 +290,26 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     if findings:
         raise SettingsError(findings)
     return Settings(**values)
+
+
+_REST = ("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN")
+
+
+def _redis_url(environ: Mapping[str, str], findings: list[str]) -> Secret:
+    """The TCP address that follows from Upstash's REST address and token; empty, with a finding,
+    where it does not."""
+    for name in _REST:
+        if not environ.get(name):
+            findings.append(
+                f"{name} is missing: it goes with the other of {' and '.join(_REST)}; or set "
+                "UPSTASH_REDIS_URL"
+            )
+            return Secret("")
+    try:
+        return upstash_url(*(Secret(environ[name]) for name in _REST))
+    except ValueError as error:
+        findings.append(f"{_REST[0]} or {_REST[1]} is wrong: {error}")
+        return Secret("")
 
 
 def _convert(raw: str, kind: Any) -> Any:

@@ -34,8 +34,9 @@ def evict(
     """Have access and subscription looked at again now, also of open streams.
 
     For after a change in the database: an account that was turned off, a subscription that
-    ended. It changes nothing itself. UPSTASH_REDIS_URL, DB_HOST, DB_PORT and DB_DATABASE say
-    where, as they do for the server. Prints the Redis command that does the same.
+    ended. It changes nothing itself. Redis' settings (UPSTASH_REDIS_URL, or Upstash's pair for
+    REST), DB_HOST, DB_PORT and DB_DATABASE say where, as they do for the server. Prints the Redis
+    command that does the same.
     """
     eviction = Eviction(user_id=user, clerk_id=clerk_id, channel_id=channel, all=everybody)
     if eviction == Eviction():
@@ -56,7 +57,7 @@ def _where(data_dir: Path | None) -> tuple[Keys, Secret]:
             ready = read_ready(data_dir)
             conninfo: dict[str, Any] = conninfo_to_dict(ready.database_url)
             return Keys(conninfo), Secret(ready.redis_url)
-        names = ("DB_", "SOTTOVOCE_DB_", "UPSTASH_REDIS_URL")
+        names = ("DB_", "SOTTOVOCE_DB_", "UPSTASH_REDIS_")
         chosen = {name: value for name, value in os.environ.items() if name.startswith(names)}
         settings = load_settings(_NOT_NEEDED | chosen)
         return Keys(settings.database_conninfo), settings.redis_url

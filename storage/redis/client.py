@@ -7,6 +7,7 @@ from typing import Any
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
 from redis.event import EventDispatcher
 
 from protocol.confidential import Secret
@@ -22,8 +23,9 @@ _OPTIONS: dict[str, Any] = {
     "health_check_interval": 0,
     "protocol": 2,  # what we ask has no other answers in RESP3, and HELLO would be one trip more
     "max_connections": MAX_CONNECTIONS,
-    "client_name": "sottovoce",
-    "driver_info": None,
+    # How operators know our connections in CLIENT LIST. Not by a name (CLIENT SETNAME): where that
+    # is refused, redis-py does not connect; where CLIENT SETINFO is, it does.
+    "driver_info": DriverInfo(name="sottovoce", lib_version=None),
 }
 _UNLIMITED: dict[str, Any] = {
     "socket_timeout": None,

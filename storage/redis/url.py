@@ -5,13 +5,20 @@ Sentinel's form is Lettuce's, for redis-py has none:
 `redis-sentinel://[user:password@]host[:port][,host[:port]…][/database]#name`, with
 `rediss-sentinel` for TLS to the servers. A cluster's is the same without a name and a database,
 which it does not have: `redis-cluster://[user:password@]host[:port][,host[:port]…]`, with
-`rediss-cluster` for TLS.
+`rediss-cluster` for TLS. One server's is `redis://[user:password@]host[:port][/database]`, with
+`rediss` for TLS. Where there is TLS, a query may have `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`
+and `ssl_cert_reqs`.
+
+A URL is read here and nowhere else, so that nothing that redis-py would stumble over gets to it:
+what `check_url` lets pass can be connected to, or is refused by a server.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 import redis
 import redis.asyncio
@@ -29,44 +36,73 @@ SENTINEL_PORT = 26379
 SENTINEL_SECONDS = 0.2
 """For one Sentinel's word: one that hangs must not use up the time of those that would tell."""
 
+UPSTASH = ".upstash.io"
+"""What the hosts of Upstash's databases end with. They have database 0 alone, and take TLS only
+(Upstash's documentation: SELECT; "Error read ECONNRESET")."""
+
 _ASK = {"socket_timeout": SENTINEL_SECONDS, "socket_connect_timeout": SENTINEL_SECONDS}
+_SERVER = {"redis": False, "rediss": True}
 _SENTINEL = {"redis-sentinel": False, "rediss-sentinel": True}
 _CLUSTER = {"redis-cluster": False, "rediss-cluster": True}
-SCHEMES = ("redis://", "rediss://", *(f"{scheme}://" for scheme in _SENTINEL | _CLUSTER))
+_TLS = _SERVER | _SENTINEL | _CLUSTER
+"""Whether a scheme is for TLS."""
+SCHEMES = tuple(f"{scheme}://" for scheme in _TLS)
+
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_QUERY = (*_FILES, "ssl_cert_reqs")
+_STRAY_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
+_ENCODE = (
+    "percent-encode what the user and the password have of # (%23), / (%2F), ? (%3F), @ (%40), "
+    "% (%25) and brackets (%5B, %5D)"
+)
 
 
-class _Cluster(NamedTuple):
+class _Place(NamedTuple):
+    """What a URL says."""
+
+    scheme: str
     addresses: list[tuple[str, int]]
-    """Of nodes that are asked for all the others."""
-    options: dict[str, Any]
-    """For connections to every node."""
-
-
-class _Sentinels(NamedTuple):
-    addresses: list[tuple[str, int]]
+    """Of the server; of Sentinels; or of nodes that are asked for all the others."""
     name: str
-    """Of the set of servers."""
+    """Of the set of servers; empty without Sentinels."""
     options: dict[str, Any]
-    """For connections to the servers; the Sentinels are asked without a password."""
+    """For connections to the servers or nodes; the Sentinels are asked without a password."""
 
 
 def check_url(url: Secret) -> str | None:
-    """What is wrong with it, without a word of it; None if nothing is."""
-    text = url.reveal()
-    if not text.startswith(SCHEMES):
-        return f"expected {' or '.join(SCHEMES)}"
+    """What is wrong with it and what to do, without a word of it; None if nothing is."""
     try:
-        if urlsplit(text).scheme in _SENTINEL:
-            _sentinels(text)
-        elif is_cluster(url):
-            _cluster(text)
+        _read(url)
     except ValueError as error:
         return str(error)
     return None
 
 
+def upstash_url(rest_url: Secret, token: Secret) -> Secret:
+    """The TCP address that belongs to Upstash's REST address: the same host, Redis' own port, the
+    user `default`, the token as the password, and TLS (Upstash's documentation, "Connect Your
+    Client").
+
+    Raises:
+        ValueError: it is no such address; says what to do, without a word of it.
+    """
+    text = rest_url.reveal()
+    _check_characters(text)
+    _check_characters(token.reveal())
+    try:
+        url = urlsplit(text)
+        host = url.hostname or ""
+    except ValueError:
+        host = ""
+    if not host or text.rstrip("/") != f"https://{host}":
+        raise ValueError("expected https:// and a host alone; else set UPSTASH_REDIS_URL")
+    found = Secret(f"rediss://default:{quote(token.reveal(), safe='')}@{host}:{REDIS_PORT}")
+    _read(found)
+    return found
+
+
 def is_cluster(url: Secret) -> bool:
-    return urlsplit(url.reveal()).scheme in _CLUSTER
+    return url.reveal().startswith(tuple(f"{scheme}://" for scheme in _CLUSTER))
 
 
 @contextmanager
@@ -76,29 +112,29 @@ def connected(url: Secret, **options: Any) -> "Iterator[redis.Redis | redis.Redi
     Raises:
         RedisError: also where redis-py says it of a cluster in a class of its own.
     """
-    text = url.reveal()
+    place = _read(url)
+    options = place.options | options
     with ExitStack() as stack:
-        if is_cluster(url):
+        if place.scheme in _CLUSTER:
             stack.enter_context(_as_redis_errors())
-            nodes = _cluster(text)
             client: redis.Redis | redis.RedisCluster = redis.RedisCluster(
                 startup_nodes=[
                     redis.cluster.ClusterNode(*each)  # type: ignore[no-untyped-call]
-                    for each in nodes.addresses
+                    for each in place.addresses
                 ],
                 require_full_coverage=False,
-                **nodes.options | options,
+                **options,
             )
-        elif urlsplit(text).scheme in _SENTINEL:
-            found = _sentinels(text)
+        elif place.scheme in _SENTINEL:
             manager = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
-                found.addresses, sentinel_kwargs=_ASK, **found.options | options
+                place.addresses, sentinel_kwargs=_ASK, **options
             )
             for sentinel in manager.sentinels:
                 stack.callback(sentinel.close)
-            client = manager.master_for(found.name)  # type: ignore[no-untyped-call]
+            client = manager.master_for(place.name)  # type: ignore[no-untyped-call]
         else:
-            client = redis.Redis.from_url(text, **options)
+            ((host, port),) = place.addresses
+            client = redis.Redis(host=host, port=port, **options)
         yield stack.enter_context(client)
 
 
@@ -121,26 +157,27 @@ def reason(error: Exception) -> Exception:
 
 def open_cluster(url: Secret, **options: Any) -> "redis.asyncio.RedisCluster":
     """A client of a cluster, for asyncio."""
-    found = _cluster(url.reveal())
-    nodes = [redis.asyncio.cluster.ClusterNode(*address) for address in found.addresses]
-    return redis.asyncio.RedisCluster(startup_nodes=nodes, **found.options | options)
+    place = _read(url)
+    nodes = [redis.asyncio.cluster.ClusterNode(*address) for address in place.addresses]
+    return redis.asyncio.RedisCluster(startup_nodes=nodes, **place.options | options)
 
 
 def open_node(url: Secret, host: str, port: int, **options: Any) -> "redis.asyncio.Redis":
     """A client of one node of a cluster, for asyncio."""
-    return redis.asyncio.Redis(host=host, port=port, **_cluster(url.reveal()).options | options)
+    return redis.asyncio.Redis(host=host, port=port, **_read(url).options | options)
 
 
 def open_async(url: Secret, **options: Any) -> "redis.asyncio.Redis":
     """A client for asyncio, to be closed by `close_async`."""
-    text = url.reveal()
-    if urlsplit(text).scheme not in _SENTINEL:
-        return redis.asyncio.Redis.from_url(text, **options)
-    found = _sentinels(text)
+    place = _read(url)
+    options = place.options | options
+    if place.scheme not in _SENTINEL:
+        ((host, port),) = place.addresses
+        return redis.asyncio.Redis(host=host, port=port, **options)
     manager = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
-        found.addresses, sentinel_kwargs=_ASK, **found.options | options
+        place.addresses, sentinel_kwargs=_ASK, **options
     )
-    client: redis.asyncio.Redis = manager.master_for(found.name)
+    client: redis.asyncio.Redis = manager.master_for(place.name)
     return client
 
 
@@ -151,48 +188,108 @@ async def close_async(client: "redis.asyncio.Redis") -> None:
         await each.aclose()
 
 
-def _sentinels(text: str) -> _Sentinels:
+def _read(secret: Secret) -> _Place:
     """Raises:
-    ValueError: it is not of the form above.
+    ValueError: it is not of one of the forms above; says what to do, without a word of it.
     """
-    url = urlsplit(text)
-    addresses, options = _hosts(url.netloc, SENTINEL_PORT, tls=_SENTINEL[url.scheme])
-    if not url.fragment:
-        raise ValueError("expected the name of the set of servers after a #")
-    database = url.path.strip("/") or "0"
-    if not database.isdecimal():
-        raise ValueError("expected the number of a database in its path")
-    return _Sentinels(addresses, unquote(url.fragment), options | {"db": int(database)})
-
-
-def _cluster(text: str) -> _Cluster:
-    """Raises:
-    ValueError: it is not of the form above.
-    """
-    url = urlsplit(text)
-    if url.path.strip("/") or url.query or url.fragment:
-        raise ValueError("expected nothing after the hosts: a cluster has one database")
-    return _Cluster(*_hosts(url.netloc, REDIS_PORT, tls=_CLUSTER[url.scheme]))
-
-
-def _hosts(netloc: str, port: int, *, tls: bool) -> tuple[list[tuple[str, int]], dict[str, Any]]:
-    login, at, hosts = netloc.rpartition("@")
-    addresses = [_address(host, port) for host in hosts.split(",")]
-    options: dict[str, Any] = {}
-    if tls:
-        options["ssl"] = True
+    text = secret.reveal()
+    _check_characters(text)
+    if text.startswith(("https://", "http://")):
+        raise ValueError(
+            f"expected {' or '.join(SCHEMES)}: an address for REST belongs into "
+            "UPSTASH_REDIS_REST_URL, beside UPSTASH_REDIS_REST_TOKEN"
+        )
+    if not text.startswith(SCHEMES):
+        raise ValueError(f"expected {' or '.join(SCHEMES)}")
+    url = _split(text)
+    login, at, hosts = url.netloc.rpartition("@")
+    default = SENTINEL_PORT if url.scheme in _SENTINEL else REDIS_PORT
+    addresses = [_address(host, default) for host in hosts.split(",")]
+    if url.scheme in _SERVER and len(addresses) > 1:
+        raise ValueError(
+            "expected one host: several are Sentinels (redis-sentinel://) or nodes of a cluster "
+            "(redis-cluster://)"
+        )
+    options = _tls_options(url)
     if at:
-        user, _, password = login.partition(":")
-        options |= {"username": unquote(user) or None, "password": unquote(password) or None}
-    return addresses, options
+        options |= _login(login)
+    if database := _database(url):
+        options["db"] = database
+    if any(host.endswith(UPSTASH) for host, _ in addresses):
+        if database:
+            raise ValueError("expected database 0: Upstash has no other")
+        if not _TLS[url.scheme]:
+            raise ValueError("expected rediss://: Upstash takes connections with TLS only")
+    return _Place(url.scheme, addresses, unquote(url.fragment), options)
 
 
-def _address(host: str, default: int) -> tuple[str, int]:
-    found = urlsplit(f"//{host}")
+def _check_characters(text: str) -> None:
+    if text != text.strip().strip("\"'"):
+        raise ValueError("there are spaces or quotation marks around it: remove them")
+    if not text.isprintable() or " " in text:
+        raise ValueError("there is a space or a control character in it: percent-encode it")
+
+
+def _split(text: str) -> SplitResult:
+    """What stands between the slashes, where no character of a password has cut it short."""
     try:
-        port = found.port or default
+        url = urlsplit(text)
+    except ValueError:  # brackets that hold no address, letters that would turn into a / or a #
+        raise ValueError(_ENCODE) from None
+    login = url.netloc.rpartition("@")[0]
+    if "@" in login + url.path + url.query + url.fragment or _STRAY_PERCENT.search(login):
+        raise ValueError(_ENCODE)
+    if url.scheme in _SENTINEL:
+        if not url.fragment:
+            raise ValueError("expected the name of the set of servers after a #")
+    elif url.scheme in _SERVER and url.fragment:
+        raise ValueError(f"expected nothing after a #: {_ENCODE}")
+    if url.scheme in _CLUSTER and (url.path.strip("/") or url.fragment):
+        raise ValueError("expected nothing after the hosts: a cluster has one database")
+    return url
+
+
+def _login(login: str) -> dict[str, str]:
+    user, colon, password = login.partition(":")
+    if not colon:
+        raise ValueError("expected user:password@ before the host, or :password@ without a user")
+    words = {"username": unquote(user), "password": unquote(password)}
+    return {name: value for name, value in words.items() if value}
+
+
+def _database(url: SplitResult) -> int:
+    number = url.path.strip("/") or "0"
+    if not (number.isascii() and number.isdecimal() and len(number) < 5):
+        raise ValueError(f"expected the number of a database in its path, or {_ENCODE}")
+    return int(number)
+
+
+def _tls_options(url: SplitResult) -> dict[str, Any]:
+    found = dict(parse_qsl(url.query, keep_blank_values=True))
+    if url.query and (not found or not _TLS[url.scheme] or found.keys() - set(_QUERY)):
+        raise ValueError(
+            f"expected nothing after a ? but {', '.join(_QUERY)}, and those with TLS alone"
+        )
+    for name in found.keys() & set(_FILES):
+        if not Path(found[name]).is_file():
+            raise ValueError(f"there is no file where {name} says")
+    if "ssl_keyfile" in found and "ssl_certfile" not in found:
+        raise ValueError("expected ssl_certfile beside ssl_keyfile")
+    if found.get("ssl_cert_reqs", "required") not in ("none", "optional", "required"):
+        raise ValueError("expected ssl_cert_reqs to be none, optional or required")
+    return ({"ssl": True} if _TLS[url.scheme] else {}) | found
+
+
+def _address(text: str, default: int) -> tuple[str, int]:
+    url = urlsplit(f"//{text}")
+    try:
+        port = default if url.port is None else url.port
+        host = url.hostname or ""
+        host.encode("idna")  # which the resolver does, and raises no OSError
     except ValueError:
-        port = 0
-    if not found.hostname or not port:
-        raise ValueError("expected host or host:port of each, with commas between")
-    return found.hostname, port
+        port, host = 0, ""
+    if not host or not port:
+        raise ValueError(
+            f"expected host or host:port (1 to 65535), of several with commas between; {_ENCODE}"
+        )
+    return host, port

@@ -89,6 +89,46 @@ def test_serve_names_a_wrong_setting_and_never_its_value(name, value):
     assert name in line and value not in line.split()
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://:{SECRET}#word@cache:6379",
+        f"redis://:{SECRET}/word@cache:6379",
+        f"redis://:{SECRET}?word@cache:6379",
+        f"redis://:{SECRET}%word@cache:6379",
+        f"redis://:{SECRET}@word@cache:6379",
+        f"redis://:{SECRET}[word@cache:6379",
+        f"redis://:{SECRET}@cache:port",
+        f"redis://:{SECRET}@cache:6379/word",
+        f"redis://:{SECRET}@:6379",
+        f"redis://:{SECRET}@cache..word",
+        f"redis://:{SECRET}@cache?word=1",
+        f" redis://:{SECRET}@cache",
+        f'"redis://:{SECRET}@cache"',
+        f"https://{SECRET}.upstash.io",
+        f"redis-sentinel://:{SECRET}#word@cache/0#main",
+        f"redis-cluster://:{SECRET}/word@cache",
+    ],
+)
+def test_serve_ends_with_a_line_on_a_url_of_redis_that_is_wrong(url: str):
+    """No worker is started that would crash of it."""
+    result = run("serve", **GOOD | {"UPSTASH_REDIS_URL": url})
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("sottovoce: UPSTASH_REDIS_URL is wrong: ")
+    doctor = run("doctor", **GOOD | {"UPSTASH_REDIS_URL": url})
+    assert doctor.exit_code == 1
+    assert line.removeprefix("sottovoce: ") in doctor.stdout
+    for secret in (SECRET, "word@", "cache"):
+        assert secret not in result.stderr + doctor.stdout
+
+
+def test_migrate_does_not_look_at_the_url_of_redis(empty_database: Database):
+    wrong = {"UPSTASH_REDIS_URL": f"redis://:{SECRET}#word@cache"}
+    result = run("migrate", **database_environment(empty_database) | wrong)
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 def test_serve_takes_the_env_files_value_over_the_environments(folder: Path):
     file = folder / "env"
     file.write_text("DB_PORT=no number\nDB_PASSWORD=a$b${c}\n")

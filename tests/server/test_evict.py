@@ -54,6 +54,14 @@ def test_an_eviction_is_published_and_the_same_command_is_shown(
     assert [Eviction.decode(raw) for raw in heard] == [eviction, eviction]
 
 
+def test_upstashs_address_for_rest_is_enough():
+    """Nobody listens there: that it was tried is all that can be seen."""
+    rest = {"UPSTASH_REDIS_REST_URL": "https://127.0.0.1", "UPSTASH_REDIS_REST_TOKEN": SECRET}
+    result = run("--all", **rest, **ENVIRONMENT)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "nobody was told" in result.stderr
+
+
 def test_whom_to_evict_must_be_said():
     result = run(UPSTASH_REDIS_URL="redis://127.0.0.1:1", **ENVIRONMENT)
     assert (result.exit_code, "--clerk-id" in result.stderr) == (2, True)

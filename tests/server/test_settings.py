@@ -15,6 +15,7 @@ from server.settings import (
     issuer_of,
     load_settings,
 )
+from tests.storage.test_redis_url import BAD
 
 SECRET = "s3cReT" + secrets.token_hex(8)
 
@@ -110,13 +111,51 @@ def test_a_time_is_finite(name: str, value: str):
     assert finding.startswith(f"{name} is wrong")
 
 
+REST = {
+    "UPSTASH_REDIS_URL": "",
+    "UPSTASH_REDIS_REST_URL": "https://main.upstash.io",
+    "UPSTASH_REDIS_REST_TOKEN": SECRET + "/#",
+}
+
+
+def test_without_a_url_of_redis_upstashs_rest_address_and_token_say_where_it_is():
+    settings = load_settings(MINIMAL | REST)
+    assert settings.redis_url.reveal() == f"rediss://default:{SECRET}%2F%23@main.upstash.io:6379"
+    assert SECRET not in repr([getattr(settings, name) for name in settings.__struct_fields__])
+
+
+def test_with_both_the_url_of_redis_wins():
+    both = MINIMAL | REST | {"UPSTASH_REDIS_URL": "redis://cache"}
+    assert load_settings(both).redis_url.reveal() == "redis://cache"
+    both["UPSTASH_REDIS_REST_URL"] = "not looked at"
+    assert load_settings(both).redis_url.reveal() == "redis://cache"
+
+
+@pytest.mark.parametrize("name", ["UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN"])
+def test_a_rest_address_needs_its_token_and_a_token_its_address(name: str):
+    [finding] = findings(**REST | {name: ""})
+    assert finding.startswith(f"{name} is missing: ")
+    assert "UPSTASH_REDIS_URL" in finding
+
+
 @pytest.mark.parametrize(
-    "url", [f"https://{SECRET}@cache", SECRET, "redis:/cache", f"unix://{SECRET}"]
+    "changed",
+    [
+        {"UPSTASH_REDIS_REST_URL": f"https://{SECRET}.upstash.io/path"},
+        {"UPSTASH_REDIS_REST_URL": f"rediss://{SECRET}.upstash.io"},
+        {"UPSTASH_REDIS_REST_TOKEN": f'"{SECRET}"'},
+    ],
 )
-def test_another_kind_of_redis_url_is_refused_without_its_text(url: str):
+def test_a_rest_address_or_token_that_is_wrong_is_named(changed: dict[str, str]):
+    [finding] = findings(**REST | changed)
+    assert finding.startswith("UPSTASH_REDIS_REST_URL or UPSTASH_REDIS_REST_TOKEN is wrong: ")
+
+
+@pytest.mark.parametrize(("url", "said"), BAD)
+def test_a_url_of_redis_that_is_wrong_is_named_with_what_to_do(url: str, said: str):
     [finding] = findings(UPSTASH_REDIS_URL=url)
-    assert finding.startswith("UPSTASH_REDIS_URL is wrong: expected redis://")
-    assert SECRET not in finding
+    assert finding.startswith("UPSTASH_REDIS_URL is wrong: ")
+    assert said in finding and "secret" not in finding
 
 
 def test_a_name_of_ours_that_no_setting_has_is_noticed():

@@ -252,7 +252,7 @@ async def test_nothing_is_left_of_a_store_that_ended(cluster: Cluster, database:
             str(client)
             for number in range(3)
             for client in cluster.ask(number, "CLIENT LIST")
-            if client["name"] == "sottovoce"
+            if client.get("lib-name") == "sottovoce"
         ]
 
     async with opened_store(database, cluster.url) as (store, _):

@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-import pytest
 import redis
 import trio
 
@@ -18,7 +17,6 @@ from storage.contract import Eviction
 from storage.embedded import EmbeddedValkey, _valkey_binary
 from storage.redis import Keys
 from storage.redis.evictions import publish_eviction
-from storage.redis.url import check_url
 from tests.storage.stores import draft, make_rooms, opened_store
 from tests.support.chat import eventually
 from tests.support.services import Database
@@ -144,39 +142,3 @@ def test_an_eviction_is_published_at_the_primary(folder: Path):
         message = heard.get_message(timeout=5)
         assert message is not None
         assert Eviction.decode(message["data"]) == Eviction(user_id=7)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "redis://cache:6379/0",
-        "rediss://user:word@cache",
-        "redis-sentinel://a,b:26380,[::1]:26381/2#main",
-        "rediss-sentinel://user:p%40ss@a:26379/#main",
-        "redis-cluster://a,b:6380,[::1]:6381",
-        "rediss-cluster://user:p%40ss@a/",
-    ],
-)
-def test_these_are_urls_of_redis(url: str):
-    assert check_url(Secret(url)) is None
-
-
-@pytest.mark.parametrize(
-    ("url", "wrong"),
-    [
-        ("http://cache", "redis-sentinel://"),
-        ("redis-sentinel://secret-host", "after a #"),
-        ("redis-sentinel://secret-host,/0#main", "host:port"),
-        ("redis-sentinel://secret-host:x/0#main", "host:port"),
-        ("redis-sentinel://secret-host:70000/0#main", "host:port"),
-        ("redis-sentinel://secret-host/words#main", "database"),
-        ("redis-cluster://secret-host,", "host:port"),
-        ("redis-cluster://secret-host/1", "one database"),
-        ("redis-cluster://secret-host?db=1", "one database"),
-    ],
-)
-def test_what_is_wrong_with_a_url_is_said_without_a_word_of_it(url: str, wrong: str):
-    said = check_url(Secret(url))
-    assert said is not None
-    assert wrong in said
-    assert "secret" not in said

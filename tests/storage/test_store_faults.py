@@ -390,7 +390,7 @@ async def test_no_more_connections_than_allowed_and_none_left_at_the_end(
 
 
 def _client_names(client: Any) -> set[bytes]:
-    return {each["name"].encode() for each in client.client_list()}
+    return {each["lib-name"].encode() for each in client.client_list()}
 
 
 async def test_with_postgresql_gone_proved_history_is_still_read(

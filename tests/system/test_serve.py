@@ -14,7 +14,13 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 import pytest
 
 from server.cli.people import Seeded, seed_people
-from tests.support.running import COMMAND, START_SECONDS, clean_environment, wait_until
+from tests.support.running import (
+    COMMAND,
+    START_SECONDS,
+    clean_environment,
+    run_command,
+    wait_until,
+)
 from tests.support.services import Database
 from tests.support.tokens import Signer
 from tests.support.wire import WIRE
@@ -98,6 +104,30 @@ class Deployment:
 @pytest.fixture
 def deployment(folder: Path, database: Database, redis_url: str) -> Deployment:
     return Deployment(folder, database, redis_url)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://:canary#word@cache", "percent-encode"),
+        ("redis://:canary/word@cache", "percent-encode"),
+        ("redis://:canary[word@cache", "percent-encode"),
+        ("redis://canary:port", "host:port"),
+        ("redis://canary/first", "number of a database"),
+        ("redis://canary?word=1", "nothing after a ?"),
+        ("https://canary.upstash.io", "UPSTASH_REDIS_REST_URL"),
+    ],
+)
+@pytest.mark.once
+def test_a_url_of_redis_that_is_wrong_ends_it_with_one_line_before_any_worker(
+    deployment: Deployment, url: str, said: str
+):
+    deployment.write(UPSTASH_REDIS_URL=url)
+    ended = run_command("serve", "--port", "0", "--env-file", str(deployment.env_file))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("sottovoce: UPSTASH_REDIS_URL is wrong: ")
+    assert said in line and "canary" not in line
 
 
 def test_a_reload_turns_the_chat_off_for_open_streams_too_and_on_again(deployment: Deployment):
