@@ -1,9 +1,19 @@
 """What the server counts: no label names a user, a channel or a text."""
 
+import platform
+
 from prometheus_client import Counter, Gauge, Histogram
 
 import storage.metrics  # noqa: F401 - it settles how values are kept, before the first is made
+from server.version import VERSION
 
+BUILD_INFO = Gauge(
+    "sottovoce_build_info",
+    "1 for each version that runs here; in a rolling restart two",
+    ["version", "python"],
+    multiprocess_mode="livemax",  # not a sum: a deployment of four workers has one version
+)
+BUILD_INFO.labels(VERSION, platform.python_version()).set(1)
 CONNECTIONS_OPEN = Gauge(
     "sottovoce_connections_open", "Connections now open", multiprocess_mode="livesum"
 )

@@ -1,14 +1,11 @@
 """What the storage layer counts. Labels name statements and dependencies, never people."""
 
-import os
+from prometheus_client import Counter, Gauge, Histogram
 
-from prometheus_client import Counter, Gauge, Histogram, values
+from storage.metric_files import share_values
 
-if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-    # The library asks for the process's number at each count, for servers that fork. Ours start
-    # their workers anew, and a send counts ten times.
-    _pid = os.getpid()
-    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: _pid)  # type: ignore[no-untyped-call]
+NOT_SHARED = share_values()
+"""Why other workers cannot show these; None as it should be. Said in the log once there is one."""
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 

@@ -1,5 +1,8 @@
 """The `sottovoce` command: one file per command."""
 
+import platform
+from typing import Annotated
+
 import typer
 
 from server.cli.dev import dev
@@ -10,6 +13,7 @@ from server.cli.restored import restored
 from server.cli.seed import seed
 from server.cli.serve import serve
 from server.cli.token import token
+from server.version import VERSION
 
 # No pretty tracebacks: they print local variables, which hold tokens and passwords.
 app = typer.Typer(
@@ -19,6 +23,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sottovoce {VERSION} (Python {platform.python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
+    pass
+
+
 for command in (serve, dev, migrate, token, seed, doctor, evict, restored):
     app.command()(command)
 

@@ -15,6 +15,7 @@ from server.engine.sockets import listen, url_of
 from server.engine.supervisor import Supervisor, WorkersFailed
 from server.logs import configure_logging
 from server.settings import Settings, SettingsError, load_settings
+from server.version import VERSION
 from storage.postgres.migrate import MigrationError, pending
 
 
@@ -57,7 +58,7 @@ def serve(
         sock = listen(host, port, stall_seconds=settings.stall_seconds)
     except OSError as error:
         refuse([f"cannot listen on {host} port {port}: {error.strerror}"])
-    say(f"sottovoce: serving on {url_of(sock, tls=options.tls)}")
+    say(f"sottovoce {VERSION}: serving on {url_of(sock, tls=options.tls)}")
     with sock:
         supervisor = Supervisor(
             sock,

@@ -5,17 +5,15 @@ All of them hold the read end of the lifeline, which ends when this process does
 does: then they drain and end by themselves.
 """
 
+import itertools
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +21,10 @@ import structlog
 import trio
 from prometheus_client import multiprocess
 
+from server.engine.metrics_folder import MetricsFolder, metrics_folder
 from server.engine.options import EngineOptions
 from server.engine.worker import END_SECONDS, START_SECONDS, WRONG_SETTINGS
+from storage.metric_files import FOLDER, NUMBER
 
 READY_SECONDS = START_SECONDS + 15.0  # and for a slow machine to import everything
 YOUNG_SECONDS = 10.0  # who dies younger never really served
@@ -84,6 +84,9 @@ class Supervisor:
         self._serving = [False] * workers
         # Started by `_roll` to take the place of one that retires.
         self._successors: list[_Started | None] = [None] * workers
+        self._metrics: MetricsFolder | None = None
+        # By pid, of those that live: the lowest free one is the next one's.
+        self._numbers: dict[int, int] = {}
         self._rolling = trio.Event()
         self._came_up = False
         self._settled = trio.Event()  # they came up, or never will
@@ -144,11 +147,11 @@ class Supervisor:
         """
         lifeline, our_end = os.pipe()
         try:
-            with _metrics_folder() as metrics:
+            with metrics_folder() as self._metrics:
                 try:
                     async with trio.open_nursery() as nursery:
                         for place in range(len(self._workers)):
-                            nursery.start_soon(self._keep, place, lifeline, metrics)
+                            nursery.start_soon(self._keep, place, lifeline)
                         with trio.move_on_after(READY_SECONDS):
                             await self._settled.wait()
                         if not self._settled.is_set():
@@ -156,7 +159,7 @@ class Supervisor:
                             self._give_up()
                         if not self._failed:
                             task_status.started()
-                        nursery.start_soon(self._serve_rolls, lifeline, metrics)
+                        nursery.start_soon(self._serve_rolls, lifeline)
                         await self._stopping.wait()
                         nursery.cancel_scope.cancel()
                 finally:
@@ -173,13 +176,13 @@ class Supervisor:
         self._stopping.set()
         self._settled.set()
 
-    async def _keep(self, place: int, lifeline: int, metrics: Path) -> None:
+    async def _keep(self, place: int, lifeline: int) -> None:
         """Have a worker in this place, one after the other."""
         young_deaths: deque[float] = deque()
         pause = FIRST_PAUSE_SECONDS
         while True:
             began = trio.current_time()
-            code = await self._run_one(place, lifeline, metrics)
+            code = await self._run_one(place, lifeline)
             now = trio.current_time()
             if code == WRONG_SETTINGS and not self._came_up:
                 self._give_up()
@@ -197,14 +200,14 @@ class Supervisor:
             await trio.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
-    async def _run_one(self, place: int, lifeline: int, metrics: Path) -> int | None:
+    async def _run_one(self, place: int, lifeline: int) -> int | None:
         """From a worker's start to its death: its exit status, None where it did not start.
 
         Where it was replaced, its successor's.
         """
         began = trio.current_time()
         try:
-            started = self._start(lifeline, metrics)
+            started = self._start(lifeline)
         except OSError as error:  # no memory or no process left just now
             log.error("worker_not_started", exc_info=error)
             return None
@@ -220,7 +223,7 @@ class Supervisor:
                     await status.receive_some(1)  # nothing comes but the end
             worker.kill()  # it is gone, or hung before it was ready
             code = worker.wait()
-            multiprocess.mark_process_dead(worker.pid, str(metrics))  # type: ignore[no-untyped-call]
+            self._forget(worker)
             seconds = round(trio.current_time() - began, 3)
             successor, self._successors[place] = self._successors[place], None
             if successor is None:
@@ -230,18 +233,18 @@ class Supervisor:
             log.info("worker_retired", pid=worker.pid, status=code, seconds=seconds)
             started, began = successor, trio.current_time()
 
-    async def _serve_rolls(self, lifeline: int, metrics: Path) -> None:
+    async def _serve_rolls(self, lifeline: int) -> None:
         while True:
             await self._rolling.wait()
             self._rolling = trio.Event()
             for place in range(len(self._workers)):
-                if not await self._replace(place, lifeline, metrics):
+                if not await self._replace(place, lifeline):
                     log.error("roll_stopped")  # the old ones go on
                     break
             else:
                 log.info("rolled")
 
-    async def _replace(self, place: int, lifeline: int, metrics: Path) -> bool:
+    async def _replace(self, place: int, lifeline: int) -> bool:
         """Start a worker, and once it serves retire the one in that place; whether it did.
 
         A successor that dies while the old one drains is noticed when that has ended.
@@ -250,7 +253,7 @@ class Supervisor:
         if old is None or not self._serving[place]:
             return True  # it is being replaced anyway
         try:
-            successor = self._start(lifeline, metrics, "--successor")
+            successor = self._start(lifeline, "--successor")
         except OSError as error:
             log.error("worker_not_started", exc_info=error)
             return False
@@ -262,6 +265,7 @@ class Supervisor:
             if not ready or self._workers[place] is not old:
                 successor.worker.kill()
                 successor.worker.wait()
+                self._forget(successor.worker)
                 await trio.aclose_forcefully(successor.status)
         if not ready or self._workers[place] is not old:
             return False
@@ -284,8 +288,13 @@ class Supervisor:
         self._came_up = True
         self._settled.set()
 
-    def _start(self, lifeline: int, metrics: Path, *arguments: str) -> "_Started":
+    def _start(self, lifeline: int, *arguments: str) -> "_Started":
         status, worker_end = os.pipe()
+        number = next(n for n in itertools.count() if n not in self._numbers.values())
+        env, inherited = self._env, [self._sock.fileno(), worker_end]
+        if self._metrics is not None:
+            env = env | {FOLDER: str(self._metrics.path), NUMBER: str(number)}
+            inherited.append(self._metrics.lock)
         try:
             # Popen itself, not Trio's: that one forks in a thread, and is slower for nothing.
             worker = subprocess.Popen(
@@ -297,9 +306,8 @@ class Supervisor:
                     *arguments,
                 ],
                 stdin=lifeline,
-                # prometheus_client looks at it when it is imported.
-                env=self._env | {"PROMETHEUS_MULTIPROC_DIR": str(metrics)},
-                pass_fds=(self._sock.fileno(), worker_end),
+                env=env,
+                pass_fds=inherited,
                 start_new_session=True,  # Ctrl-C at the terminal is for us, who end it in order
             )
         except BaseException:
@@ -307,7 +315,15 @@ class Supervisor:
             raise
         finally:
             os.close(worker_end)
+        self._numbers[worker.pid] = number
         return _Started(worker, trio.lowlevel.FdStream(status))
+
+    def _forget(self, worker: subprocess.Popen[bytes]) -> None:
+        """Take what a dead worker was out of the metrics, and keep what it has counted."""
+        number = self._numbers.pop(worker.pid)
+        if self._metrics is not None:
+            folder = str(self._metrics.path)
+            multiprocess.mark_process_dead(number, folder)  # type: ignore[no-untyped-call]
 
     def _living(self) -> list[subprocess.Popen[bytes]]:
         successors = [started.worker for started in self._successors if started is not None]
@@ -339,13 +355,3 @@ class Supervisor:
 class _Started(NamedTuple):
     worker: subprocess.Popen[bytes]
     status: trio.lowlevel.FdStream
-
-
-@contextmanager
-def _metrics_folder() -> Iterator[Path]:
-    """Where the workers keep their counts, so that any of them can answer for all."""
-    folder = Path(tempfile.mkdtemp(prefix="sottovoce-metrics-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

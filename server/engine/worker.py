@@ -38,6 +38,8 @@ from server.engine.options import CertificateError, EngineName, EngineOptions, e
 from server.engine.sockets import BACKLOG
 from server.logs import configure_logging, hide_uncaught_exceptions
 from server.settings import SettingsError, load_settings
+from server.version import VERSION
+from storage.metrics import NOT_SHARED
 
 WRONG_SETTINGS = 3
 """The exit status that no restart can change."""
@@ -186,7 +188,7 @@ class Worker:
             _calm_collector()
             self._ready = True
             os.write(ready_fd, b"1")
-            log.info("worker_ready")
+            log.info("worker_ready", version=VERSION)
 
     async def _run_app(self, scope: Message, receive: Receive, send: Send) -> None:
         """The application, with an eye on its lifespan: where that fails, Hypercorn goes on
@@ -434,6 +436,8 @@ def main() -> int:
     lines = configure_logging(settings.log_format, settings.log_level)
     hide_uncaught_exceptions()
     files = _raise_file_limit()
+    if NOT_SHARED is not None:
+        log.warning("metrics_not_shared", reason=NOT_SHARED)
 
     def read_flag() -> bool:
         now = with_env_file(environ, arguments.env_file)

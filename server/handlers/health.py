@@ -9,12 +9,15 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from protocol.replies import timestamp
 from server.service import Service
+from server.version import VERSION
 from server.web.request import Request
 from server.web.response import Response, json_response
+from storage.metric_files import FOLDER
 
 
 class Health(msgspec.Struct, frozen=True):
     status: Literal["ok"] = "ok"
+    version: str = VERSION
 
 
 class Readiness(msgspec.Struct, frozen=True):
@@ -58,7 +61,7 @@ async def readyz(service: Service, request: Request) -> Response:  # noqa: ARG00
 async def metrics(service: Service, request: Request) -> Response:  # noqa: ARG001
     """Of all workers together, where there are several."""
     registry = REGISTRY
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    if FOLDER in os.environ:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return Response(200, generate_latest(registry), content_type=CONTENT_TYPE_LATEST.encode())

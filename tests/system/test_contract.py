@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.version import VERSION
 from tests.support.chat import APP_ORIGIN, Chat, Pair, Person, eventually
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -752,7 +753,7 @@ def test_the_operators_pages_are_not_for_other_origins(chat: Chat):
 
 def test_health_readiness_and_metrics_answer(chat: Chat, pair: Pair):
     chat.send(pair.prospect, pair.channel_id, "counted")
-    assert chat.get("/healthz", None).json() == {"status": "ok"}
+    assert chat.get("/healthz", None).json() == {"status": "ok", "version": VERSION}
     eventually(lambda: chat.get("/readyz", None).json()["status"] == "ready")
     assert chat.get("/readyz", None).json() == {
         "status": "ready",
@@ -766,6 +767,7 @@ def test_health_readiness_and_metrics_answer(chat: Chat, pair: Pair):
     metrics = chat.get("/metrics", None)
     assert metrics.headers["content-type"].startswith("text/plain")
     for name in (
+        "sottovoce_build_info",
         "sottovoce_streams_open",
         "sottovoce_stream_seconds",
         "sottovoce_sends_total",

@@ -4,8 +4,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 import pytest
 
 from server.cli.people import Seeded, seed_people
+from tests.support.disks import on_disk_of, on_read_only_disk
 from tests.support.running import (
     COMMAND,
     START_SECONDS,
@@ -59,7 +61,10 @@ class Deployment:
         self.env_file.write_text("".join(lines))
 
     @contextmanager
-    def serving(self, *arguments: str) -> Iterator[tuple["subprocess.Popen[bytes]", httpx.Client]]:
+    def serving(
+        self, *arguments: str, prefix: Callable[[list[str]], list[str]] = list, **environ: str
+    ) -> Iterator[tuple["subprocess.Popen[bytes]", httpx.Client]]:
+        """`serve` with this file; `prefix` makes of its command another one that runs it."""
         log_file = self.folder / "log"
         command = [
             *COMMAND,
@@ -72,11 +77,11 @@ class Deployment:
         ]
         with log_file.open("wb") as log:
             process = subprocess.Popen(
-                [*command, *arguments, "--env-file", str(self.env_file)],
+                prefix([*command, *arguments, "--env-file", str(self.env_file)]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=clean_environment({}),
+                env=clean_environment(environ),
             )
         try:
             deadline = time.monotonic() + START_SECONDS
@@ -180,6 +185,40 @@ def test_all_workers_count_into_one_set_of_metrics(deployment: Deployment):
         folders = {worker.environ()["PROMETHEUS_MULTIPROC_DIR"] for worker in workers}
         assert len(folders) == 1
     assert not any(Path(folder).exists() for folder in folders)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kilobytes", [None, 64, 700])
+def test_a_full_or_read_only_disk_under_the_metrics_ends_no_worker(
+    deployment: Deployment, folder: Path, kilobytes: int | None
+):
+    small = folder / "small"
+    small.mkdir()
+    mounted = on_read_only_disk if kilobytes is None else partial(on_disk_of, kilobytes)
+    with deployment.serving(
+        "--workers", "2", prefix=partial(mounted, small), TMPDIR=str(small)
+    ) as (process, client):
+        wait_until(lambda: deployment.log.count("worker_ready") == 2)
+        workers = {worker.pid for worker in process_of(process).children()}
+        for method in ("GET", "HEAD", "POST", "OPTIONS", "PUT"):  # a series for each answer
+            for path in ("/healthz", "/nowhere", "/openapi.json", "/api/chat/99999", "/readyz"):
+                assert client.request(method, path, headers={"connection": "close"}).status_code
+        assert "sottovoce_build_info" in client.get("/metrics").text
+        assert {worker.pid for worker in process_of(process).children()} == workers
+    said = deployment.log.count("metrics_not_shared")
+    assert said == {None: 0, 64: 2, 700: 0}[kilobytes], "read-only: another folder is found"
+
+
+def test_a_rolling_restart_takes_no_more_room_for_metrics(deployment: Deployment):
+    with deployment.serving("--workers", "2") as (process, client):
+        wait_until(lambda: deployment.log.count("worker_ready") == 2)
+        (worker, _) = process_of(process).children()
+        metrics = Path(worker.environ()["PROMETHEUS_MULTIPROC_DIR"])
+        for rolls in (1, 2, 3):
+            process.send_signal(signal.SIGUSR1)
+            wait_until(lambda: deployment.log.count('"rolled"') == rolls, seconds=60)  # noqa: B023
+        assert len(list(metrics.glob("counter_*.db"))) <= 3, "of both workers and a successor"
+        assert 'version="' in client.get("/metrics").text
 
 
 def test_a_database_that_is_not_migrated_is_warned_of_and_served(
