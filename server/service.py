@@ -255,6 +255,7 @@ async def open_service(settings: Settings, keys: KeySource) -> AsyncIterator[Ser
         history_ttl_seconds=settings.history_ttl_seconds,
         seconds=settings.store_seconds,
         connections=settings.db_connections,
+        connection_seconds=settings.db_connection_seconds,
     )
     hub = Hub()
     async with open_store(config, deliver=hub.deliver) as store:

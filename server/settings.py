@@ -56,12 +56,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_rest_token: Annotated[
         Secret, About("text", "beside it: the password of Upstash's user `default`")
     ] = setting("UPSTASH_REDIS_REST_TOKEN", Secret(""))
-    db_host: Annotated[Text, About("host", "a name, an address or a Unix socket's folder")] = (
-        setting("DB_HOST")
-    )
-    db_port: Annotated[int, Meta(ge=1, le=65535), About("port", "PostgreSQL's own")] = setting(
-        "DB_PORT", 5432
-    )
+    db_host: Annotated[
+        Text,
+        About("hosts, by comma", "names, addresses or a Unix socket's folder; the primary is used"),
+    ] = setting("DB_HOST")
+    db_port: Annotated[
+        str,
+        Meta(pattern=r"^[0-9]{1,5}( *, *[0-9]{1,5})*$"),
+        About(
+            "ports, by comma", "PostgreSQL's or its pooler's: one for all hosts, or one for each"
+        ),
+    ] = setting("DB_PORT", "5432")
     db_user: Annotated[Text, About("name", "may read and write the chat's tables")] = setting(
         "DB_USER"
     )
@@ -177,6 +182,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=2, le=100)],
         About("connections, per worker", "each batch uses one: sends and reads need few"),
     ] = setting("SOTTOVOCE_DB_CONNECTIONS", 8)
+    db_connection_seconds: Annotated[
+        Annotated[float, Meta(ge=5, le=7 * 86_400)],
+        About("seconds", "until a connection is replaced, so that a moved name is followed"),
+    ] = setting("SOTTOVOCE_DB_CONNECTION_SECONDS", 300.0)
 
     # The process
     log_format: Annotated[
@@ -201,10 +210,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def database_conninfo(self) -> dict[str, Any]:
-        """libpq's keywords; holds the password."""
+        """libpq's keywords; holds the password. Of several hosts, the one that can be written to
+        is meant: a standby, or a primary that was demoted, refuses every send."""
         return {
             "host": self.db_host,
             "port": self.db_port,
+            "target_session_attrs": "read-write",
             "user": self.db_user,
             "password": self.db_password.reveal() or None,
             "dbname": self.db_database,
@@ -287,6 +298,8 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
             findings.append("NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY is wrong: it does not name a host")
     if (url := values.get("redis_url")) and (wrong := check_url(url)):
         findings.append(f"UPSTASH_REDIS_URL is wrong: {wrong}")
+    if wrong := _check_ports(values.get("db_host", ""), values.get("db_port", "5432")):
+        findings.append(f"DB_PORT is wrong: {wrong}")
     if findings:
         raise SettingsError(findings)
     return Settings(**values)
@@ -312,6 +325,14 @@ def _redis_url(environ: Mapping[str, str], findings: list[str]) -> Secret:
         return Secret("")
 
 
+def _check_ports(hosts: str, ports: str) -> str:
+    """What is wrong with the ports of these hosts, if anything."""
+    if not all(1 <= int(port) <= 65535 for port in ports.split(",")):
+        return "expected ports from 1 to 65535"
+    count, given = len(hosts.split(",")), len(ports.split(","))
+    return "" if given in (1, count) else f"expected one port, or one for each of {count} hosts"
+
+
 def _convert(raw: str, kind: Any) -> Any:
     if kind is Secret or get_args(kind)[:1] == (Secret,):
         return Secret(raw)
@@ -335,6 +356,8 @@ def _expected(kind: Any) -> str:
         for sign, limit in (("≥", extra.ge), ("≤", extra.le), (">", extra.gt))
         if limit is not None
     ]
+    if base is str and any(isinstance(extra, Meta) and extra.pattern for extra in extras):
+        return _about(kind).unit
     return " ".join([base.__name__, *limits])
 
 

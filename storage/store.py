@@ -99,6 +99,8 @@ class StoreConfig(NamedTuple):
     seconds: float
     """For one request's storage work."""
     connections: int
+    connection_seconds: float = 300.0
+    """After which a connection to PostgreSQL is replaced."""
 
 
 class Ticket(Confidential, frozen=True, kw_only=True):
@@ -190,6 +192,7 @@ class Store:
             config.conninfo,
             breaker=self.postgres,
             size=config.connections,
+            age=config.connection_seconds,
             seconds=config.seconds,
             nursery=connecting,
             on_epoch=self._in_epoch,

@@ -9,8 +9,10 @@ import ipaddress
 import os
 import select
 import socket
-from collections.abc import Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -21,6 +23,10 @@ from psycopg.waiting import Ready, Wait
 T = TypeVar("T")
 Row = tuple[Any, ...]
 
+STAGGER_SECONDS = 0.25
+"""How long an address is waited for before the next one is tried beside it: longer than a login
+across an ocean takes, and short of the time that a request has. RFC 8305, section 5."""
+
 
 class Connection(psycopg.AsyncConnection[Row]):
     """One connection, in autocommit. One task at a time.
@@ -28,9 +34,13 @@ class Connection(psycopg.AsyncConnection[Row]):
     Attributes:
         deadline: of the statement under way, on Trio's clock. Then the socket is shut down, which
             no server can hold up.
+        preamble: a statement to run before each other one, in its transaction and its round trip.
+        renew_at: when the pool replaces the connection for its age, on Trio's clock.
     """
 
     deadline = float("inf")
+    preamble: bytes | None = None
+    renew_at = float("inf")
 
     async def fetch(
         self, query: bytes, params: Sequence[Any] | Mapping[str, Any], *, deadline: float
@@ -41,7 +51,12 @@ class Connection(psycopg.AsyncConnection[Row]):
             psycopg.Error: at its deadline as for a connection that broke.
         """
         self.deadline = deadline
-        cursor = await self.execute(query, params)
+        if self.preamble is None:
+            cursor = await self.execute(query, params)
+        else:  # what goes to the server before one Sync is one transaction
+            async with self.pipeline():
+                await self.execute(self.preamble)
+                cursor = await self.execute(query, params)
         return await cursor.fetchall()
 
     async def wait(self, gen: Generator[Wait, Ready, T], *_: object, **__: object) -> T:
@@ -69,28 +84,87 @@ class Connection(psycopg.AsyncConnection[Row]):
 
 
 async def connect(conninfo: Mapping[str, Any]) -> Connection:
-    """A new connection. The caller limits the time; may be cancelled.
+    """A new connection to the first host that offers one. May be cancelled.
+
+    The caller limits the time of all addresses together. One that hangs takes none of it from
+    the others: an address that has not answered after `STAGGER_SECONDS` goes on while the next one
+    is tried. libpq checks each for what `target_session_attrs` asks.
 
     Args:
-        conninfo: libpq's keywords and values.
+        conninfo: libpq's keywords and values; `host` and `port` may be lists, by comma.
 
     Raises:
-        psycopg.Error
+        psycopg.Error: no address offered one; the error of the one that failed last.
     """
-    error: psycopg.Error | None = None
-    for address in await _addresses(conninfo["host"], conninfo["port"]):
+    hosts, ports = str(conninfo["host"]).split(","), str(conninfo["port"]).split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    return await _first(
+        partial(_connect_to_host, {**conninfo, "host": host.strip(), "port": port.strip()})
+        for host, port in zip(hosts, ports, strict=True)
+    )
+
+
+async def _connect_to_host(conninfo: Mapping[str, Any]) -> Connection:
+    """The name is looked up here each time: libpq would block the thread."""
+    addresses = await _addresses(conninfo["host"], conninfo["port"])
+    return await _first(partial(_connect, {**conninfo, "hostaddr": at}) for at in addresses)
+
+
+async def _first(attempts: Iterable[Callable[[], Awaitable[Connection]]]) -> Connection:
+    """The first connection that an attempt makes, in their order of preference.
+
+    The next attempt begins when one has failed or takes longer than `STAGGER_SECONDS`; when one
+    succeeds the others are cancelled.
+
+    Raises:
+        psycopg.Error: every attempt failed; the last error.
+    """
+    begin, *others = attempts
+    if not others:
+        return await begin()
+    made: list[Connection] = []
+    errors: list[psycopg.Error] = []
+    waiting = deque([begin, *others])
+
+    async def attempt() -> None:
+        failed = trio.Event()
+        begin = waiting.popleft()
+        if waiting:
+            nursery.start_soon(attempt_next, failed)
         try:
-            connection = await _connect({**conninfo, "hostaddr": address})
-        except psycopg.Error as failed:
-            error = failed
+            made.append(await begin())
+        except psycopg.Error as error:
+            errors.append(error)
+            failed.set()
         else:
-            connection._autocommit = True
-            return connection
-    raise error or psycopg.OperationalError
+            nursery.cancel_scope.cancel()
+
+    async def attempt_next(failed: trio.Event) -> None:
+        with trio.move_on_after(STAGGER_SECONDS):
+            await failed.wait()
+        await attempt()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attempt)
+    except BaseException:
+        for connection in made:
+            connection.pgconn.finish()
+        raise
+    if not made:
+        raise errors[-1]
+    for connection in made[1:]:  # ready in the same moment
+        connection.pgconn.finish()
+    return made[0]
 
 
 async def _addresses(host: str, port: int | str) -> list[str | None]:
-    """Of a name: libpq would block the thread to look it up. None where there is nothing to."""
+    """A host's addresses; [None] where there is no name to look up.
+
+    Raises:
+        psycopg.OperationalError: the name is unknown.
+    """
     if host.startswith("/"):
         return [None]
     with suppress(ValueError):
@@ -111,6 +185,7 @@ async def _connect(conninfo: Mapping[str, Any]) -> Connection:
             fileno, wanted = gen.send(await _ready(fileno, wanted))
     except StopIteration as end:
         connection: Connection = end.value
+        connection._autocommit = True
         return connection
 
 

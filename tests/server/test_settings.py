@@ -45,7 +45,8 @@ def test_the_least_that_is_needed():
     assert settings.redis_url.reveal() == MINIMAL["UPSTASH_REDIS_URL"]
     assert settings.database_conninfo == {
         "host": "db",
-        "port": 5432,
+        "port": "5432",
+        "target_session_attrs": "read-write",
         "user": "chat",
         "password": None,
         "dbname": "main",
@@ -76,7 +77,7 @@ def test_all_that_is_missing_is_named_at_once():
 
 
 WRONG = {
-    "DB_PORT": ["0", "65536", "x", "54.32", "-1"],
+    "DB_PORT": ["0", "65536", "x", "54.32", "-1", "5432,", "5432,x", "5432,0", "5432,5433"],
     "SOTTOVOCE_DB_SSLMODE": ["on", "REQUIRE"],
     "SOTTOVOCE_HEARTBEAT_SECONDS": ["0", "-1", "x", "1s"],
     "SOTTOVOCE_RETRY_MILLISECONDS": ["0", "1.5"],
@@ -92,6 +93,7 @@ WRONG = {
     "SOTTOVOCE_HISTORY_SIZE": ["0", "1001"],
     "SOTTOVOCE_ACCESS_CACHE_SECONDS": ["-1", "61"],
     "SOTTOVOCE_DB_CONNECTIONS": ["1", "101"],
+    "SOTTOVOCE_DB_CONNECTION_SECONDS": ["4", "700000", "x"],
     "SOTTOVOCE_LOG_FORMAT": ["xml"],
     "SOTTOVOCE_LOG_LEVEL": ["trace", "INFO"],
 }
@@ -102,6 +104,14 @@ def test_a_value_that_does_not_fit_is_named_with_what_is_expected(name: str, val
     [finding] = findings(**{name: value})
     assert finding.startswith(f"{name} is wrong: expected ")
     assert value not in finding.removeprefix(name) or len(value) < 3
+
+
+def test_several_hosts_have_one_port_or_as_many():
+    hosts = {**MINIMAL, "DB_HOST": "db1, db2,/run/postgresql"}
+    assert load_settings(hosts | {"DB_PORT": "6432"}).database_conninfo["port"] == "6432"
+    assert load_settings(hosts | {"DB_PORT": "1,2, 3"}).database_conninfo["port"] == "1,2, 3"
+    [finding] = findings(DB_HOST="db1,db2,db3", DB_PORT="1,2")
+    assert finding == "DB_PORT is wrong: expected one port, or one for each of 3 hosts"
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400"])
