@@ -360,11 +360,11 @@ class Pool:
                 self._retire(old)
             self._give(connection)
         elif old is not None:
-            log.warning("postgres_connection_kept", **describe(error))
+            log.warning("postgres_connection_kept", **_cause(error), **describe(error))
             old.renew_at = trio.current_time() + RENEW_AGAIN_SECONDS * (1 - random.uniform(0, 0.5))
         elif self._current:
             # Others serve, so the server is well: whoever waits gets one of theirs.
-            log.warning("postgres_connection_refused", **describe(error))
+            log.warning("postgres_connection_refused", **_cause(error), **describe(error))
             self._refused_until = trio.current_time() + random.uniform(0.5, 1) * REFUSED_SECONDS
         elif took < self._seconds and (waiter := self._next_waiter()):
             self._failed(Event.REFUSED if connection is None else Event.FAILED, "connect", error)
@@ -446,7 +446,7 @@ class Pool:
         why = why_unreachable(error) if statement == "connect" else None
         # While it is down, that was said once; but not that it is refused for a new reason.
         if self._breaker.up or (why is not None and why != self.unreachable):
-            cause = {} if why is None else {"cause": why.cause, "remedy": why.remedy}
+            cause = {} if why is None else _cause(error)
             log.warning("postgres_failed", statement=statement, **cause, **describe(error))
         self.unreachable = why or self.unreachable
         self._breaker.record(event)
@@ -462,6 +462,12 @@ class Pool:
         self._current.discard(connection)
         connection.pgconn.finish()
         self._open -= 1
+
+
+def _cause(error: Exception) -> dict[str, str]:
+    """Fields for a log line: why no connection could be made, and what to do about it."""
+    why = why_unreachable(error)
+    return {} if why is None else {"cause": why.cause, "remedy": why.remedy}
 
 
 class _AskAgain(Exception):
