@@ -129,8 +129,8 @@ class Streams:
     ) -> list[float]:
         """Open a stream for each request, a bounded number of them at once.
 
-        Who gets a 503, or is cut off before the page is whole, comes back a second later, as a
-        browser would, and is still timed from its first attempt.
+        A client that is told to come back, or is cut off before the page is whole, does so a second
+        later, as a browser would, and is still timed from its first attempt.
 
         Returns:
             For each, in the order of completion, seconds from connecting to its whole page.
@@ -237,6 +237,9 @@ class Streams:
             if status != b"200":
                 raise Refused(f"status {status.decode('ascii', 'replace')} for a stream")
             opening.head_seen, opening.received = True, rest
+        if b"event: closing" in opening.received:  # so a refusal that will pass is told
+            self._try_again(fd, opening)
+            return
         if opening.received.count(MARK) < page.events or page.greeting not in opening.received:
             return
         took.append(time.perf_counter() - opening.began)

@@ -18,6 +18,7 @@ class ProblemKind(NamedTuple):
 PROBLEMS: dict[str, ProblemKind] = {
     # Who you are
     "UNAUTHENTICATED": ProblemKind(401, "A valid session token is needed"),
+    "TOKEN_EXPIRED": ProblemKind(401, "The session token has expired"),
     "TOKEN_IN_URL": ProblemKind(401, "A session token in a URL is refused"),
     "ORIGIN_REFUSED": ProblemKind(403, "This origin may not send with a cookie"),
     "USER_NOT_FOUND": ProblemKind(404, "User not found"),
@@ -51,7 +52,7 @@ PROBLEMS: dict[str, ProblemKind] = {
     "HTTP_VERSION": ProblemKind(505, "This version of HTTP is not spoken here"),
     # What is scarce
     "RATE_LIMITED": ProblemKind(429, "Too many messages in a short time"),
-    "TOO_MANY_STREAMS": ProblemKind(429, "You have too many open streams"),
+    "TOO_MANY_STREAMS": ProblemKind(429, "You opened too many streams at once"),
     "SERVER_FULL": ProblemKind(503, "This server holds as many connections as it can"),
     "DRAINING": ProblemKind(503, "This server is shutting down"),
     "UNAVAILABLE": ProblemKind(503, "The chat cannot do this right now"),

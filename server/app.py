@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 import trio
 
+from protocol.closing import PASSING, ClosingReason
 from protocol.problems import ProblemBody
 from server import routes
 from server.auth.jwks import KeySource, PemKey, RemoteKeys, jwks_url
@@ -18,7 +19,7 @@ from server.metrics import REQUEST_SECONDS
 from server.service import Service, open_service
 from server.settings import Settings, SettingsError, load_settings
 from server.web.cors import cors_headers, preflight
-from server.web.problems import Problem, problem_response
+from server.web.problems import Problem, closing_response, problem_response
 from server.web.request import PeerLeft, Request
 from server.web.response import Life, Send
 from storage.contract import StoreUnavailable
@@ -42,6 +43,8 @@ class Application:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
+        self._settings: Settings | None = None
+        """Once they are read; they outlive the service."""
         self._service: Service | None = None
         self._keys: KeySource | None = None
         self._in_flight = 0
@@ -67,6 +70,10 @@ class Application:
             case "websocket":
                 await receive()
                 await send({"type": "websocket.close", "code": 1008})
+
+    async def answer_full(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request of a connection that the server has no room for."""
+        await self._serve_request(scope, receive, send, full=True)
 
     @property
     def ready(self) -> bool:
@@ -96,6 +103,7 @@ class Application:
         except SettingsError as error:
             await send({"type": "lifespan.startup.failed", "message": "\n".join(error.findings)})
             return
+        self._settings = settings
         keys: KeySource = (
             PemKey(settings.clerk_jwt_key)
             if settings.clerk_jwt_key
@@ -134,10 +142,13 @@ class Application:
             finally:
                 old.done.set()
 
-    async def _serve_request(self, scope: Scope, receive: Receive, send: Send) -> Life | None:
+    async def _serve_request(
+        self, scope: Scope, receive: Receive, send: Send, *, full: bool = False
+    ) -> Life | None:
         """Answer; for a stream, begin to."""
         started = trio.current_time()
         status = 0  # until the response has started
+        closing: ClosingReason | None = None
 
         async def watched(message: dict[str, Any]) -> None:
             nonlocal status
@@ -149,10 +160,12 @@ class Application:
         route, path_id = found or (None, None)
         request = Request(scope, receive, path_id=path_id)
         extra = [(b"x-request-id", request.id.encode())]
-        service = self._service
-        if service is not None and scope["path"].startswith(routes.CHAT_PREFIX):
-            extra += cors_headers(request, service.settings.allowed_origins)
+        service, settings = self._service, self._settings
+        if settings is not None and scope["path"].startswith(routes.CHAT_PREFIX):
+            extra += cors_headers(request, settings.allowed_origins)
         try:
+            if full:
+                raise Problem("SERVER_FULL", retry_after=5)
             if service is None:
                 raise Problem("DRAINING", retry_after=1)
             life = await self._answer(service, route, request, watched, extra)
@@ -170,12 +183,19 @@ class Application:
                 raise Abandoned from None
             if service is not None:
                 self._note_refusal(service, route, request, problem)
-            body = self._body_of(problem, service, route)
             linger = request.discard if request.unread else None
-            await problem_response(problem, body)(watched, extra, linger=linger)
+            closing = _closing_of(problem, route, request)
+            if closing is not None:
+                retry = settings.retry_milliseconds if settings is not None else 0
+                await closing_response(problem, closing, retry=retry)(watched, extra, linger=linger)
+                status = problem.status  # to us it is no stream
+            else:
+                body = self._body_of(problem, service, route)
+                await problem_response(problem, body)(watched, extra, linger=linger)
         finally:
             if route is not routes.STREAM or status != 200:
-                self._log(route, request, status, trio.current_time() - started)
+                seconds = trio.current_time() - started
+                self._log(route, request, status, seconds, closing=closing)
         return None
 
     async def _answer(
@@ -227,8 +247,19 @@ class Application:
         return problem.body(enabled=False)
 
     def _log(
-        self, route: routes.Route | None, request: Request, status: int, seconds: float
+        self,
+        route: routes.Route | None,
+        request: Request,
+        status: int,
+        seconds: float,
+        *,
+        closing: ClosingReason | None,
     ) -> None:
+        """One line of the log, and the metric.
+
+        Args:
+            closing: the reason that an `EventSource` was told with a 200, in place of `status`.
+        """
         name = route.name if route else "unknown"
         REQUEST_SECONDS.labels(name, str(status)).observe(seconds)
         quiet = name in ("healthz", "readyz", "metrics")
@@ -242,6 +273,7 @@ class Application:
             user_id=request.user_id,
             channel_id=request.channel_id,
             **({} if request.seq is None else {"seq": request.seq}),
+            **({} if closing is None else {"closing": closing.value}),
         )
 
 
@@ -270,6 +302,16 @@ def _problem_of(error: Exception) -> Problem | None:
             return Problem("UNAVAILABLE", retry_after=error.retry_after)
         case _:
             return None
+
+
+def _closing_of(
+    problem: Problem, route: routes.Route | None, request: Request
+) -> ClosingReason | None:
+    """The reason that a stream closes with in place of a problem; None where the client gets the
+    problem and its status."""
+    if route is routes.STREAM and request.method == "GET" and request.asks_for_events:
+        return PASSING.get(problem.code)
+    return None
 
 
 app = Application(os.environ)

@@ -111,7 +111,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Seconds, About("seconds", "that a reader may take nothing (also TCP_USER_TIMEOUT)")
     ] = setting("SOTTOVOCE_STALL_SECONDS", 20.0)
     max_streams_per_user: Annotated[
-        Count, About("streams, per worker", "a person's tabs and devices; the next one gets 429")
+        Count, About("streams, per worker", "a person's tabs and devices; one more ends the oldest")
     ] = setting("SOTTOVOCE_MAX_STREAMS_PER_USER", 10)
     max_streams: Annotated[
         Count, About("streams, per worker", "under the usual file limit of 20,000; then 503")

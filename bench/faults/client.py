@@ -14,9 +14,13 @@ import httptools
 import msgspec
 import trio
 
+from protocol.events import CLOSING
 from protocol.parser import EventStreamParser, ServerSentEvent
 
 READ_BYTES = 65536
+REFUSED_SECONDS = 1.0
+"""Stayed away after a stream that closed before it began: less than the servers ask for, which is
+harder on them."""
 CONNECT_SECONDS = 3.0
 BROKEN = (
     OSError,
@@ -121,6 +125,7 @@ class EventStream:
         self._parser = EventStreamParser()
         self._response = _Response(self._feed)
         self._stream: trio.SocketStream | None = None
+        self._greeted = False
         self.frozen = trio.Event()
         self.frozen.set()
 
@@ -130,12 +135,16 @@ class EventStream:
 
     @property
     def retry_after(self) -> float:
-        """Seconds that the response asks to be left alone for; 0 unless it does."""
+        """Seconds to stay away after a refusal; 0 where there was none."""
         return self._response.retry_after
 
     def _feed(self, data: bytes) -> None:
         if self.status == 200:
-            self._events += self._parser.feed(data)
+            events = self._parser.feed(data)
+            if not self._greeted and events and events[0].event == CLOSING:
+                self._response.retry_after = REFUSED_SECONDS
+            self._greeted |= bool(events)
+            self._events += events
 
     async def __aenter__(self) -> "EventStream":
         self._stream = await _connect(self._port)

@@ -68,11 +68,16 @@ class Refusal(StrEnum):
 
 
 class TokenRefused(Exception):
-    """The token is not believed. It carries the reason, and nothing of the token."""
+    """The token is not believed. It carries the reason, and nothing of the token.
 
-    def __init__(self, reason: Refusal) -> None:
+    Attributes:
+        expired_for: seconds, of a token that is good in every other way; else None.
+    """
+
+    def __init__(self, reason: Refusal, *, expired_for: float | None = None) -> None:
         super().__init__(reason.value)
         self.reason = reason
+        self.expired_for = expired_for
 
 
 class Claims(Confidential, frozen=True, kw_only=True):
@@ -244,8 +249,6 @@ class TokenVerifier:
         now = self._clock()
         if payload.iss != self._issuer:
             raise TokenRefused(Refusal.ISSUER)
-        if now >= payload.exp + LEEWAY_SECONDS:
-            raise TokenRefused(Refusal.EXPIRED)
         if payload.nbf is not None and payload.nbf > now + LEEWAY_SECONDS:
             raise TokenRefused(Refusal.NOT_YET_VALID)
         if payload.iat > now + LEEWAY_SECONDS:
@@ -254,6 +257,8 @@ class TokenVerifier:
             raise TokenRefused(Refusal.AUTHORIZED_PARTY)
         if payload.sts == "pending":
             raise TokenRefused(Refusal.PENDING)
+        if now >= payload.exp + LEEWAY_SECONDS:  # the last: all else is as it should be
+            raise TokenRefused(Refusal.EXPIRED, expired_for=now - payload.exp)
         return Claims(
             subject=payload.sub,
             session_id=payload.sid,

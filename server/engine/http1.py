@@ -65,6 +65,9 @@ GOODBYE_SECONDS = 1.0
 """For the client of a stream that has ended to leave by itself."""
 MAX_TURNED_AWAY = 200
 """Connections over the limit that are told so at one time; further ones are just closed."""
+TURN_AWAY_SECONDS = 1.5
+"""How long a connection over the limit may take to send its first request and read the answer. An
+honest client sends it at once; the rest is for one retransmission."""
 SPEAK_SECONDS = 1.0
 """In which an honest client has sent its head, where there is no room for those that do not."""
 SWEEP_SECONDS = 0.5
@@ -134,10 +137,13 @@ class Engine:
 
     Args:
         app: called as ASGI 3.0.
+        full: called in place of `app` for the one request of a connection that there is no room
+            for. It alone can tell whether the client gets a status or an event stream that closes.
     """
 
-    def __init__(self, app: App, limits: Limits) -> None:
+    def __init__(self, app: App, limits: Limits, *, full: App | None = None) -> None:
         self.app = app
+        self._full = full or _refuse_full
         self.limits = limits
         self.draining = False
         """Answers say `connection: close`."""
@@ -170,7 +176,7 @@ class Engine:
             return
         wire = Wire(stream)
         if self.connections >= self.limits.connections and not self._make_room():
-            await self._turn_away(wire)
+            await self._turn_away(wire, stream)
             return
         self.connections += 1
         try:
@@ -256,15 +262,28 @@ class Engine:
                     return True
         return False
 
-    async def _turn_away(self, wire: Wire) -> None:
+    async def _turn_away(self, wire: Wire, stream: trio.SocketStream) -> None:
+        """Answer one request, and end."""
         if self._turned_away >= MAX_TURNED_AWAY:
             return
         self._turned_away += 1
+        # An engine of its own: what waits there is in nobody's way, and makes nobody room.
+        aside = Engine(self._full, self.limits)
+        aside.draining = True
         try:
-            wire.write(_refusal("SERVER_FULL", self.date(), retry_after=5))
-            await _linger(wire, seconds=0.5)
+            with trio.move_on_after(TURN_AWAY_SECONDS):
+                await wire.readable()
+                if first := wire.read_now():
+                    await Connection(aside, wire, stream.socket, first).run()
+        except OSError:
+            pass  # it was over before it began
         finally:
             self._turned_away -= 1
+
+
+async def _refuse_full(scope: Message, receive: Any, send: Any) -> None:  # noqa: ARG001
+    """What is said where the application has no answer of its own."""
+    await problem_response(Problem("SERVER_FULL", retry_after=5))(send)
 
 
 class _Request:
@@ -818,14 +837,14 @@ def _status_line(status: int) -> bytes:
     return f"HTTP/1.1 {status} {phrase}\r\n".encode()
 
 
-def _refusal(
-    code: str, date: bytes, *, request_id: str | None = None, retry_after: float | None = None
-) -> bytes:
+def _refusal(code: str, date: bytes, *, request_id: str) -> bytes:
     """A whole response, after which the connection ends."""
-    response = problem_response(Problem(code, retry_after=retry_after))
-    headers = [*response.headers, (b"connection", b"close")]
-    if request_id is not None:
-        headers.append((b"x-request-id", request_id.encode()))
+    response = problem_response(Problem(code))
+    headers = [
+        *response.headers,
+        (b"connection", b"close"),
+        (b"x-request-id", request_id.encode()),
+    ]
     lines = [b"%b: %b\r\n" % header for header in headers]
     return b"".join([_status_line(response.status), date, *lines, b"\r\n", response.body])
 

@@ -99,6 +99,9 @@ class Application(Protocol):
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None: ...
 
+    async def answer_full(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer the request of a connection that there is no room for."""
+
     async def drain(self, *, refuse: bool) -> None:
         """End the streams, wait for what is in flight; within a limit.
 
@@ -141,7 +144,7 @@ class Worker:
         self._app = app
         self._drain_seconds = drain_seconds
         self._options = options
-        self._engine = Engine(app, limits)
+        self._engine = Engine(app, limits, full=app.answer_full)
         self._successor = successor
         self._read_flag = read_flag
         self._started = False  # the application, that is

@@ -77,7 +77,8 @@ def document() -> dict[str, Any]:
                     ],
                     "responses": {
                         "200": {
-                            "description": "The stream",
+                            "description": "The stream; or, where it was asked for by name and "
+                            "waiting may help, a `closing` in place of a problem",
                             "content": {
                                 "text/event-stream": {
                                     "schema": {
@@ -203,7 +204,9 @@ def _stream_description() -> str:
     return (
         "Unnamed events are `Connected` (first) and `ChatMessage`, whose `id:` is the channel's "
         "sequence number. Named events: `heartbeat`, `reset` (the cursor was not of this "
-        "channel's past), `closing`. Reasons of `closing`:\n" + reasons
+        "channel's past), `closing`. Asked for with `Accept: text/event-stream`, a refusal that "
+        "waiting may mend is a 200 with `retry:`, `closing` and the end; else it is the problem. "
+        "Reasons of `closing`:\n" + reasons
     )
 
 

@@ -1,12 +1,13 @@
 """`GET /api/chat/<channelId>`: a channel's messages as they come, as Server-Sent Events."""
 
+import math
 import random
 import time
 
 import structlog
 import trio
 
-from protocol.closing import ClosingReason
+from protocol.closing import ClosingReason, least_pause
 from protocol.cursors import MAX_SEQ, Cursor, CursorError, parse_cursor
 from server.auth.access import Permit
 from server.auth.clerk import Claims
@@ -16,7 +17,7 @@ from server.metrics import STREAM_SECONDS, STREAMS_OPEN
 from server.service import Service
 from server.web.problems import Problem
 from server.web.request import Request
-from server.web.response import COMMON, Headers, Life, Send
+from server.web.response import COMMON, EVENT_STREAM, UNBUFFERED, Headers, Life, Send
 from storage.audit import AuditRow
 from storage.contract import ChannelGone, Origin
 
@@ -25,13 +26,15 @@ log = structlog.get_logger("live")
 EARLY_ENDS = {
     ClosingReason.DRAIN: "DRAINING",
     ClosingReason.CHAT_DISABLED: "NOT_FOUND",
+    ClosingReason.TOO_MANY_STREAMS: "TOO_MANY_STREAMS",
 }
-"""What a stream gets that is ended before its response has begun."""
+"""The problem of a stream that is ended before its response has begun; for any other reason it is
+UNAVAILABLE, and the next attempt finds out."""
 
 TURN_SECONDS = 15.0
 """That a new stream waits for others to open: a client that is sent away comes back with more."""
 
-HEADERS = ((b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"), *COMMON)
+HEADERS = ((b"content-type", EVENT_STREAM), UNBUFFERED, *COMMON)
 
 
 class EventStream:
@@ -67,11 +70,14 @@ class EventStream:
             connection = self._connection()
             await connection.open(cursor=self._after(), head=permit.channel.head, begin=begin)
         except EndedEarly as ended:
-            raise Problem(EARLY_ENDS.get(ended.reason, "UNAVAILABLE"), retry_after=1) from None
+            code = EARLY_ENDS.get(ended.reason, "UNAVAILABLE")
+            pause = math.ceil(least_pause(ended.reason, 1000) / 1000)
+            raise Problem(code, retry_after=pause) from None
         except ChannelGone:
             raise Problem("NOT_YOUR_CHANNEL") from None
         finally:
             service.opening.release()
+        self._end_oldest()
         origin = request.origin(hops=service.settings.forwarded_hops)
         return _OpenStream(service, connection, origin, permit.role).run
 
@@ -136,8 +142,16 @@ class EventStream:
             raise Problem("DRAINING", retry_after=1)
         if service.hub.streams >= settings.max_streams:
             raise Problem("SERVER_FULL", retry_after=5)
-        if service.hub.streams_of(self._permit.user.id) >= settings.max_streams_per_user:
-            raise Problem("TOO_MANY_STREAMS", limit=settings.max_streams_per_user, retry_after=30)
+
+    def _end_oldest(self) -> None:
+        """Make this stream's person have no more streams than allowed. Plain.
+
+        It has begun by now: an attempt that fails costs nobody their stream. The oldest goes and
+        not this one, because a phone that vanished behind a proxy counts for minutes.
+        """
+        streams = self._service.hub.streams_of(self._permit.user.id)
+        for stream in streams[: -self._service.settings.max_streams_per_user]:
+            stream.end(ClosingReason.TOO_MANY_STREAMS)
 
 
 class _OpenStream:

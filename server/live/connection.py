@@ -15,7 +15,7 @@ from typing import NamedTuple
 import structlog
 import trio
 
-from protocol.closing import ClosingReason
+from protocol.closing import ClosingReason, least_pause
 from protocol.frames import (
     HEARTBEAT_EVENT,
     Frame,
@@ -30,6 +30,7 @@ from server.live.outbox import Outbox
 from server.live.watermark import Event, State, Watermark
 from server.live.wire import Wire
 from server.metrics import SLOW_STREAMS
+from server.web.response import jittered
 from storage.contract import ChannelGone, Record, StoreUnavailable
 from storage.failures import describe
 from storage.store import Store
@@ -342,7 +343,8 @@ class Connection:
 
     async def _say_goodbye(self, wire: Wire) -> None:
         assert self.reason is not None
-        body = closing_event(self.reason, retry=jittered(self._limits.retry))
+        pause = least_pause(self.reason, self._limits.retry)
+        body = closing_event(self.reason, retry=jittered(pause))
         with trio.move_on_after(GOODBYE_SECONDS, shield=True):
             try:
                 wire.write(chunk(body) if wire.chunked else body)
@@ -350,8 +352,3 @@ class Connection:
                 await wire.flush(seconds=GOODBYE_SECONDS)
             except Exception as error:
                 log.debug("goodbye_failed", channel_id=self.channel_id, **describe(error))
-
-
-def jittered(milliseconds: int) -> int:
-    """Between once and twice as long, so that many clients do not come back at once."""
-    return round(milliseconds * random.uniform(1.0, 2.0))

@@ -73,15 +73,17 @@ class Hub:
         self.streams = 0
         self.want: Callable[[int], None] = lambda _: None
         self.drop: Callable[[int], None] = lambda _: None
-        self._of_user: dict[int, int] = {}
+        self._of_user: dict[int, tuple[Subscriber, ...]] = {}
+        """By user: their streams, the oldest first."""
         self._quiet: dict[Channel, float] = {}
         """Channels without streams, and since when; the longest first."""
         self._openings = Openings()
         self._gaps: list[Channel] = []
         self.gap_found = trio.Event()
 
-    def streams_of(self, user_id: int) -> int:
-        return self._of_user.get(user_id, 0)
+    def streams_of(self, user_id: int) -> tuple[Subscriber, ...]:
+        """A user's streams, the oldest first."""
+        return self._of_user.get(user_id, ())
 
     def all_streams(self) -> list[Subscriber]:
         return [stream for channel in self.channels.values() for stream in channel.streams]
@@ -95,7 +97,7 @@ class Hub:
         self._quiet.pop(channel, None)
         channel.streams[stream] = None
         self.streams += 1
-        self._of_user[stream.user_id] = self.streams_of(stream.user_id) + 1
+        self._of_user[stream.user_id] = (*self.streams_of(stream.user_id), stream)
         return channel
 
     def detach(self, stream: Subscriber) -> None:
@@ -109,7 +111,7 @@ class Hub:
             return
         del channel.streams[stream]
         self.streams -= 1
-        left = self._of_user.pop(stream.user_id) - 1
+        left = tuple(each for each in self._of_user.pop(stream.user_id) if each is not stream)
         if left:
             self._of_user[stream.user_id] = left
         if not channel.streams:

@@ -4,8 +4,10 @@ import math
 
 import msgspec
 
+from protocol.closing import ClosingReason, least_pause
+from protocol.frames import closing_event
 from protocol.problems import PROBLEMS, ProblemBody, problem_body
-from server.web.response import Headers, Response
+from server.web.response import EVENT_STREAM, UNBUFFERED, Headers, Response, jittered
 
 _encode = msgspec.json.Encoder().encode
 
@@ -36,6 +38,7 @@ class Problem(Exception):
         self.detail = detail
         self.limit = limit
         self.headers = (*headers,)
+        self.retry_after = retry_after
         if self.status == 401:
             self.headers += ((b"www-authenticate", b"Bearer"),)
         if retry_after is not None:
@@ -51,4 +54,20 @@ def problem_response(problem: Problem, body: ProblemBody | None = None) -> Respo
         _encode(body or problem.body()),
         content_type=b"application/problem+json",
         headers=problem.headers,
+    )
+
+
+def closing_response(problem: Problem, reason: ClosingReason, *, retry: int) -> Response:
+    """A stream that closes at once, in place of a problem that waiting may mend: an `EventSource`
+    gives up for good at any status but 200.
+
+    Args:
+        retry: milliseconds that any client stays away before it comes back.
+    """
+    pause = max(least_pause(reason, retry), math.ceil((problem.retry_after or 0) * 1000))
+    return Response(
+        200,
+        closing_event(reason, retry=jittered(pause)),
+        content_type=EVENT_STREAM,
+        headers=[UNBUFFERED],
     )

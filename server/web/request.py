@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from typing import Any, Final
@@ -10,6 +11,7 @@ from urllib.parse import parse_qsl
 import trio
 
 from server.web.problems import Problem
+from server.web.response import EVENT_STREAM
 from storage.contract import Origin
 
 Scope = dict[str, Any]
@@ -18,6 +20,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 MAX_QUERY_FIELDS: Final = 32
 LINGER_SECONDS: Final = 2.0
+_UNWANTED: Final = re.compile(rb"q\s*=\s*0(\.0{0,3})?")
+"""A weight of nothing (RFC 9110 §12.4.2)."""
 LINGER_BYTES: Final = 8 * 1024 * 1024
 """How much of a body that nobody wants is taken in, so that its sender reads the answer."""
 
@@ -94,6 +98,13 @@ class Request:
             for key, value in self.headers:
                 fields[key] = fields[key] + b", " + value if key in fields else value
         return fields.get(name)
+
+    @property
+    def asks_for_events(self) -> bool:
+        """Whether it asks for an event stream by name, as every `EventSource` does; `*/*` takes
+        anything and asks for nothing (RFC 9110 §12.5.1)."""
+        accept = self.header(b"accept")
+        return accept is not None and any(map(_is_event_stream, accept.lower().split(b",")))
 
     @property
     def framed_twice(self) -> bool:
@@ -231,6 +242,12 @@ def new_request_id() -> str:
 
 class PeerLeft(Exception):
     """The client is gone before its request was whole; nobody waits for an answer."""
+
+
+def _is_event_stream(part: bytes) -> bool:
+    """Whether a part of an Accept header, in lower case, names event streams and wants them."""
+    kind, *parameters = [each.strip() for each in part.split(b";")]
+    return kind == EVENT_STREAM and not any(map(_UNWANTED.fullmatch, parameters))
 
 
 @lru_cache(maxsize=1024)  # those of the load balancer, mostly

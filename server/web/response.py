@@ -1,5 +1,6 @@
 """Responses: ASGI apps themselves, as small as they come."""
 
+import random
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -15,6 +16,14 @@ _encode = msgspec.json.Encoder().encode
 NO_STORE = (b"cache-control", b"no-store, no-transform")
 """Conversations stay out of every cache, and proxies keep their hands off."""
 COMMON = (NO_STORE, (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+EVENT_STREAM = b"text/event-stream"
+UNBUFFERED = (b"x-accel-buffering", b"no")
+"""nginx passes such a response on as it comes."""
+
+
+def jittered(milliseconds: int) -> int:
+    """Between once and twice as long, so that many clients do not come back at once."""
+    return round(milliseconds * random.uniform(1.0, 2.0))
 
 
 class Response:

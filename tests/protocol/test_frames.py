@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.closing import CLOSING_RULES, ClosingReason
+from protocol.closing import CLOSING_RULES, PASSING, ClosingReason, least_pause
 from protocol.events import ChatMessage
 from protocol.frames import (
     chunk,
@@ -15,6 +15,7 @@ from protocol.frames import (
     message_frame,
 )
 from protocol.parser import EventStreamParser, ServerSentEvent
+from protocol.problems import PROBLEMS
 from tests.protocol.cases import CASES, Case
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\n\r: \u2028"))
@@ -114,9 +115,11 @@ def test_the_events_are_cut_out_of_the_chunk_whatever_its_length(data: bytes):
         ("access_revoked", False, 403),
         ("subscription_ended", False, 403),
         ("max_age", True, None),
-        ("too_many_streams", False, 429),
+        ("too_many_streams", True, None),
         ("chat_disabled", False, 404),
         ("channel_blocked", False, 403),
+        ("server_full", True, None),
+        ("unavailable", True, None),
     ],
 )
 def test_a_closing_event_says_whether_coming_back_helps(
@@ -132,8 +135,25 @@ def test_a_closing_event_says_whether_coming_back_helps(
 
 def test_every_closing_reason_has_a_rule_and_an_end_where_coming_back_is_pointless():
     assert set(CLOSING_RULES) == set(ClosingReason)
-    assert len(ClosingReason) == 9, "a new reason needs its row above"
+    assert len(ClosingReason) == 11, "a new reason needs its row above"
     for rule in CLOSING_RULES.values():
         assert rule.reconnect is (rule.next_status is None)
         assert rule.next_status is None or 400 <= rule.next_status < 500
         assert rule.meaning
+
+
+def test_every_problem_that_may_pass_closes_a_stream_that_comes_back():
+    for code, reason in PASSING.items():
+        assert CLOSING_RULES[reason].reconnect
+        assert PROBLEMS[code].status in (401, 429, 500, 503)
+    lasting = {code for code, kind in PROBLEMS.items() if kind.status >= 500} - set(PASSING)
+    assert lasting == {"METHOD_UNKNOWN", "HTTP_VERSION"}, "which an EventSource never meets"
+
+
+def test_a_closed_stream_stays_away_for_as_long_as_its_reason_asks():
+    assert least_pause(ClosingReason.DRAIN, 1500) == 1500
+    assert least_pause(ClosingReason.UNAVAILABLE, 1500) == 5000
+    assert least_pause(ClosingReason.UNAVAILABLE, 9000) == 9000
+    assert least_pause(ClosingReason.TOO_MANY_STREAMS, 1500) >= 60_000, "minutes"
+    for reason, rule in CLOSING_RULES.items():
+        assert rule.reconnect or not rule.pause, reason

@@ -205,7 +205,8 @@ class Events:
         self._ready: list[ServerSentEvent] = []
         self._socket = WIRE.connect(port, timeout=WAIT_SECONDS)
         self._http = WIRE.http()
-        fields = [("host", f"127.0.0.1:{port}"), ("accept", "text/event-stream"), *headers.items()]
+        sent = {"host": f"127.0.0.1:{port}", "accept": "text/event-stream", **headers}
+        fields = list(sent.items())
         try:
             self._socket.sendall(self._http.request("GET", target, fields))
             head = self._next_part(WAIT_SECONDS)

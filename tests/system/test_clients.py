@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -254,15 +255,41 @@ async def test_eventsource_stops_for_good_at_404(quick: Chat, node_folder: Path)
 
 
 @pytest.mark.http1
-async def test_eventsource_stops_for_good_at_429(quick: Chat, node_folder: Path):
+async def test_eventsource_survives_every_refusal_that_will_pass(
+    quick: Chat, node_folder: Path, services_folder: Path
+):
+    """Nobody accepts, no room, and a token that has run out: it asks again and is let in."""
     pair = quick.pair()
-    with ExitStack() as stack:
-        for _ in range(10):
-            stack.enter_context(quick.stream(pair.channel_id, pair.prospect)).connected()
-        token = quick.token(pair.prospect)
-        async with listen(node_folder, stream_url(quick, pair), token) as listener:
-            await assert_stops(listener, 429)
-    assert refusals(quick, pair.prospect) == ["TOO_MANY_STREAMS"]
+    with (
+        own_valkey(services_folder) as valkey,
+        run_chat(
+            quick.database,
+            valkey.url,
+            services_folder,
+            SOTTOVOCE_RETRY_MILLISECONDS="40",
+            SOTTOVOCE_MAX_STREAMS="1",
+        ) as full,
+    ):
+        expired = quick.token(pair.prospect, exp=int(time.time()) - 60)
+        async with (
+            open_proxy("127.0.0.1", full.port) as proxy,
+            listen(node_folder, stream_url(quick, pair), expired) as asleep,
+        ):
+            url = f"{WIRE.scheme}://127.0.0.1:{proxy.port}/api/chat/{pair.channel_id}"
+            with full.stream(pair.channel_id, pair.therapist) as other:
+                other.connected()
+                async with listen(node_folder, url, full.token(pair.prospect)) as listener:
+                    await listener.until("closing")
+                    assert listener.of("closing")[0]["data"]["reason"] == "server_full"
+                    proxy.target = ("127.0.0.1", quick.port)
+                    await trio.to_thread.run_sync(
+                        quick.send, pair.therapist, pair.channel_id, "after"
+                    )
+                    await listener.until("message")  # five to ten seconds later
+                    assert not [line for line in listener.of("error") if line["closed"]]
+            await asleep.until("closing", 2)
+            assert {line["data"]["reason"] for line in asleep.of("closing")} == {"session_ended"}
+            assert not [line for line in asleep.of("error") if line["closed"]]
 
 
 @pytest.mark.http1

@@ -1,18 +1,31 @@
 """What is scarce, switched off or gone: refused in order, with what lives left alone."""
 
+import json
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import psutil  # type: ignore[import-untyped,unused-ignore]
 import pytest
 
+from protocol.problems import PROBLEMS
 from storage.embedded import EmbeddedPostgres, EmbeddedValkey
 from storage.postgres.migrate import migrate
-from tests.support.chat import Chat, Pair, eventually, own_valkey, run_chat
+from tests.support.chat import (
+    APP_ORIGIN,
+    Chat,
+    Events,
+    Pair,
+    eventually,
+    own_valkey,
+    run_chat,
+)
 from tests.support.services import Database, temporary_folder
+from tests.support.tokens import Signer
 
 
 def assert_problem(response: httpx.Response, status: int, code: str) -> None:
@@ -40,36 +53,63 @@ def tight(chat: Chat, services_folder: Path) -> Iterator[Chat]:
         yield running
 
 
-def test_the_newest_stream_of_a_user_is_refused_and_the_old_ones_live(tight: Chat):
+def test_one_stream_more_ends_the_oldest_of_that_person(tight: Chat):
+    """A phone that vanished behind a proxy counts for minutes; nobody is locked out by it."""
     pair = tight.pair()
     with (
+        tight.stream(pair.channel_id, pair.therapist) as others,
         tight.stream(pair.channel_id, pair.prospect) as first,
         tight.stream(pair.channel_id, pair.prospect) as second,
     ):
-        first.connected()
-        second.connected()
+        for events in (others, first, second):
+            events.connected()
         with tight.stream(pair.channel_id, pair.prospect) as third:
-            assert third.status == 429, "said before a response starts: EventSource stops"
-            assert third.headers["content-type"] == "application/problem+json"
-            assert int(third.headers["retry-after"]) >= 1
-            problem = third.problem()
-        assert (problem["code"], problem["limit"]) == ("TOO_MANY_STREAMS", 2)
-        row = tight.audit(third.headers["x-request-id"])
-        assert (row["outcome"], row["detail"]) == ("refused", "TOO_MANY_STREAMS")
-        with tight.stream(pair.channel_id, pair.therapist) as others:
-            others.connected()
+            third.connected()
+            assert closed(first) == "too_many_streams"
+            assert 120_000 <= (first.parser.retry or 0) <= 240_000, "minutes: no tabs in a chase"
             tight.send(pair.therapist, pair.channel_id, "to all")
-            for events in (first, second, others):
+            for events in (second, third, others):
                 assert events.message()["text"] == "to all"
-        first.close()
-        eventually(lambda: opens(tight, pair))
-        tight.send(pair.therapist, pair.channel_id, "still there")
-        assert second.message()["text"] == "still there"
+    [line] = [
+        line
+        for line in tight.log_lines("stream_closed")
+        if line["request_id"] == first.headers["x-request-id"]
+    ]
+    assert line["reason"] == "too_many_streams"
 
 
-def opens(chat: Chat, pair: Pair) -> bool:
-    with chat.stream(pair.channel_id, pair.prospect) as events:
-        return events.status == 200
+def closed(events: Events, *, reconnect: bool = True) -> str:
+    """The reason of a stream that ends with it."""
+    closing = events.next()
+    assert closing.event == "closing", closing
+    said = json.loads(closing.data)
+    assert said["reconnect"] is reconnect
+    with pytest.raises(EOFError):
+        events.next()
+    reason: str = said["reason"]
+    return reason
+
+
+def assert_told_to_come_back(
+    chat: Chat, events: Events, reason: str, code: str, *, milliseconds: int
+) -> None:
+    """An `EventSource` is told with a 200, and whoever reads the log what it was."""
+    assert (events.status, events.headers["content-type"]) == (200, "text/event-stream")
+    assert events.headers["cache-control"] == "no-store, no-transform"
+    assert closed(events) == reason
+    assert milliseconds <= (events.parser.retry or 0) <= 2 * milliseconds
+    request_id = events.headers["x-request-id"]
+    [line] = eventually(
+        lambda: [line for line in chat.log_lines("request") if line["request_id"] == request_id]
+    )
+    assert (line["status"], line["closing"]) == (PROBLEMS[code].status, reason)
+    assert not [
+        line for line in chat.log_lines("stream_opened") if line["request_id"] == request_id
+    ]
+
+
+ANYTHING = {"accept": "*/*"}
+"""Of a client that asked for no event stream by name."""
 
 
 def test_the_cap_is_on_the_user_and_not_on_the_channel(tight: Chat):
@@ -80,7 +120,9 @@ def test_the_cap_is_on_the_user_and_not_on_the_channel(tight: Chat):
         tight.stream(two.channel_id, one.prospect) as second,
         tight.stream(three.channel_id, one.prospect) as third,
     ):
-        assert (first.status, second.status, third.status) == (200, 200, 429)
+        assert closed(first.connected()) == "too_many_streams"
+        second.connected()
+        third.connected()
 
 
 def test_a_full_server_refuses_the_next_stream(tight: Chat):
@@ -92,10 +134,12 @@ def test_a_full_server_refuses_the_next_stream(tight: Chat):
         for channel_id, person in people:
             streams.append(tight.stream(channel_id, person).connected())
         late = tight.pair()
-        with tight.stream(late.channel_id, late.prospect) as events:
+        with tight.stream(late.channel_id, late.prospect, ANYTHING) as events:
             assert events.status == 503
             assert int(events.headers["retry-after"]) >= 1
             assert events.problem()["code"] == "SERVER_FULL"
+        with tight.stream(late.channel_id, late.prospect) as events:
+            assert_told_to_come_back(tight, events, "server_full", "SERVER_FULL", milliseconds=5000)
         tight.send(late.prospect, late.channel_id, "sends are no streams")
         (channel_id, person), events = people[0], streams[0]
         tight.send(person, channel_id, "alive")
@@ -103,6 +147,75 @@ def test_a_full_server_refuses_the_next_stream(tight: Chat):
     finally:
         for events in streams:
             events.close()
+
+
+@pytest.mark.once
+def test_a_server_without_room_for_a_connection_says_so_to_each_in_its_way(
+    chat: Chat, services_folder: Path
+):
+    with (
+        own_valkey(services_folder) as valkey,
+        run_chat(
+            chat.database, valkey.url, services_folder, SOTTOVOCE_MAX_CONNECTIONS="2"
+        ) as running,
+    ):
+        pair = running.pair()
+        with (
+            running.stream(pair.channel_id, pair.prospect) as one,
+            running.stream(pair.channel_id, pair.therapist) as two,
+        ):
+            one.connected()
+            two.connected()
+            origin = {"origin": APP_ORIGIN}
+            with running.stream(pair.channel_id, pair.prospect, origin) as events:
+                assert events.headers["access-control-allow-origin"] == APP_ORIGIN
+                assert_told_to_come_back(
+                    running, events, "server_full", "SERVER_FULL", milliseconds=5000
+                )
+            with running.stream(pair.channel_id, pair.prospect, ANYTHING) as events:
+                assert (events.status, events.problem()["code"]) == (503, "SERVER_FULL")
+            body = {"channelId": pair.channel_id, "content": "x"}
+            refused = running.post("/api/chat/send", pair.prospect, body)
+            assert_problem(refused, 503, "SERVER_FULL")
+            assert refused.headers["connection"] == "close"
+
+
+# A token that has run out
+
+
+@pytest.mark.parametrize("seconds", [6, 3600, 12 * 3600 - 60])
+def test_a_stream_with_a_token_that_merely_expired_comes_back(chat: Chat, seconds: int):
+    """A tab that slept comes back with its old cookie, and has a new one seconds later."""
+    pair = chat.pair()
+    expired = chat.token(pair.prospect, exp=int(time.time()) - seconds)
+    for credential in ({"authorization": f"Bearer {expired}"}, {"cookie": f"__session={expired}"}):
+        with chat.stream(pair.channel_id, None, credential) as events:
+            assert_told_to_come_back(
+                chat, events, "session_ended", "TOKEN_EXPIRED", milliseconds=5000
+            )
+        row = chat.audit(events.headers["x-request-id"])
+        assert (row["action"], row["outcome"], row["detail"]) == (
+            "stream",
+            "refused",
+            "TOKEN_EXPIRED",
+        )
+        with chat.stream(pair.channel_id, None, {**credential, **ANYTHING}) as events:
+            assert (events.status, events.problem()["code"]) == (401, "TOKEN_EXPIRED")
+
+
+def test_a_stream_with_a_token_that_waiting_cannot_mend_is_refused_for_good(chat: Chat):
+    pair = chat.pair()
+    now = int(time.time())
+    stranger = Signer("stranger")
+    for token in (
+        chat.token(pair.prospect, exp=now - 12 * 3600 - 60),
+        chat.token(pair.prospect, exp=now - 60, iss="https://clerk.evil.example"),
+        chat.token(pair.prospect, exp=now - 60, sts="pending"),
+        stranger.mint(sub=pair.prospect.clerk_id, exp=now - 60),
+        chat.token(pair.prospect, exp=now - 60)[:-8] + "AAAAAAAA",
+    ):
+        with chat.stream(pair.channel_id, None, {"authorization": f"Bearer {token}"}) as events:
+            assert (events.status, events.problem()["code"]) == (401, "UNAUTHENTICATED")
 
 
 def test_sends_over_the_rate_are_refused_for_a_moment(tight: Chat):
@@ -342,3 +455,59 @@ def test_without_redis_everything_works_and_readiness_says_so(outage: Outage):
         eventually(lambda: outage.readiness()["status"] == "ready", seconds=20)
         chat.send(pair.prospect, pair.channel_id, "after")
         assert events.message()["text"] == "after"
+
+
+@pytest.mark.parametrize("how", ["gone", "hung"])
+def test_without_postgresql_a_new_stream_is_told_to_come_back(outage: Outage, how: str):
+    """In a channel of which nothing is remembered, so that PostgreSQL is needed."""
+    chat, pair = outage.chat, outage.chat.pair()
+    postmaster = psutil.Process(outage.postgres.pid)
+    processes = [postmaster, *postmaster.children(recursive=True)]
+    if how == "gone":
+        outage.postgres.stop()
+    else:
+        for process in processes:
+            process.suspend()
+    try:
+        with chat.stream(pair.channel_id, pair.prospect) as events:
+            assert_told_to_come_back(chat, events, "unavailable", "UNAVAILABLE", milliseconds=5000)
+        with chat.stream(pair.channel_id, pair.prospect, ANYTHING) as events:
+            assert (events.status, events.problem()["code"]) == (503, "UNAVAILABLE")
+    finally:
+        for process in processes if how == "hung" else []:
+            process.resume()
+    outage.restore()
+    with chat.stream(pair.channel_id, pair.prospect) as events:
+        events.connected()
+
+
+def test_a_worker_that_drains_tells_a_new_stream_to_come_back(chat: Chat, services_folder: Path):
+    with (
+        own_valkey(services_folder) as valkey,
+        run_chat(
+            chat.database, valkey.url, services_folder, SOTTOVOCE_DRAIN_SECONDS="5"
+        ) as running,
+    ):
+        pair = running.pair()
+        with ExitStack() as stack:
+            for _ in range(5):  # the last of them is ended after four seconds
+                stack.enter_context(running.stream(pair.channel_id, pair.therapist)).connected()
+            running.process.terminate()
+            eventually(lambda: running.log_lines("draining"))
+            with running.stream(pair.channel_id, pair.prospect) as events:
+                assert_told_to_come_back(running, events, "drain", "DRAINING", milliseconds=1500)
+            with running.stream(pair.channel_id, pair.prospect, ANYTHING) as events:
+                assert (events.status, events.problem()["code"]) == (503, "DRAINING")
+
+
+def test_a_defect_of_ours_does_not_end_an_event_source(outage: Outage):
+    """What broke may be mended, by a restart or by whoever changed a table."""
+    chat, pair = outage.chat, outage.chat.pair()
+    chat.database.execute("ALTER TABLE users RENAME COLUMN is_active TO is_awake")
+    try:
+        with chat.stream(pair.channel_id, pair.prospect, ANYTHING) as events:
+            code = events.problem()["code"]
+        with chat.stream(pair.channel_id, pair.prospect) as events:
+            assert_told_to_come_back(chat, events, "unavailable", code, milliseconds=5000)
+    finally:
+        chat.database.execute("ALTER TABLE users RENAME COLUMN is_awake TO is_active")

@@ -27,6 +27,8 @@ class TinyApp:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": body})
 
+    answer_full = __call__
+
     async def _live(self, receive: Any, send: Any) -> None:
         self.end = trio.Event()
         await receive()

@@ -23,11 +23,11 @@ from server.live.connection import (
     EndedEarly,
     Lease,
     StreamLimits,
-    jittered,
 )
 from server.live.hub import Hub
 from server.live.watermark import MAX_GATHERED, State
 from server.live.wire import Wire
+from server.web.response import jittered
 from storage.contract import ChannelGone, StoreUnavailable
 from tests.server.live.fakes import DirectWire, FakeStore, Peer, frame, record
 
@@ -941,7 +941,7 @@ async def test_cancelled_at_any_step_a_stream_is_detached(kind: str, autojump_cl
                     peer.read_on()
             assert cancel.scope.cancel_called
             assert room.hub.streams == 0
-            assert room.hub.streams_of(1) == 0
+            assert room.hub.streams_of(1) == ()
             assert not any(room.clock._slots)
             assert trio.lowlevel.current_statistics().tasks_living == tasks
             assert connection.watermark.state is State.ENDED

@@ -84,7 +84,7 @@ async def test_a_channel_is_wanted_from_its_first_stream_until_after_its_last(au
     hub.attach(two)
     hub.attach(other)
     assert wishes.calls == [("want", 42), ("want", 7)]
-    assert (hub.streams, hub.streams_of(1), hub.streams_of(2)) == (3, 2, 1)
+    assert (hub.streams, hub.streams_of(1), hub.streams_of(2)) == (3, (one, other), (two,))
     hub.detach(one)
     hub.detach(one)
     assert wishes.calls == [("want", 42), ("want", 7)]
@@ -92,7 +92,7 @@ async def test_a_channel_is_wanted_from_its_first_stream_until_after_its_last(au
     hub.detach(other)
     hub.detach(Stream(99))
     assert wishes.calls[2:] == [("drop", 42), ("drop", 7)], "nobody has read them: nothing to keep"
-    assert (hub.streams, hub.streams_of(1), hub.streams_of(2)) == (0, 0, 0)
+    assert (hub.streams, hub.streams_of(1), hub.streams_of(2)) == (0, (), ())
     assert not hub.channels
     assert not hub._of_user
 
