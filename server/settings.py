@@ -5,6 +5,7 @@ checks the values. The README's table is made from this struct.
 """
 
 import base64
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
@@ -331,6 +332,65 @@ def _check_ports(hosts: str, ports: str) -> str:
         return "expected ports from 1 to 65535"
     count, given = len(hosts.split(",")), len(ports.split(","))
     return "" if given in (1, count) else f"expected one port, or one for each of {count} hosts"
+
+
+class Doubt(NamedTuple):
+    """A setting that can be read, and most likely does not say what was meant."""
+
+    setting: str
+    reason: str
+    """To be read after the setting's name. It never repeats the value."""
+
+
+def doubtful_settings(environ: Mapping[str, str], settings: Settings) -> list[Doubt]:
+    """What a person who starts a server should be told of its settings. Plain.
+
+    Args:
+        environ: what `settings` were read from.
+    """
+    doubts = []
+    if (reason := why_chat_is_off(environ)) is not None:
+        doubts.append(Doubt(_FLAG, f"{reason}: the chat is off"))
+    for field in msgspec.structs.fields(Settings):
+        name = field.encode_name
+        raw = environ.get(name, "")
+        if name == _FLAG or not raw:
+            continue
+        if raw != raw.strip():
+            doubts.append(Doubt(name, "begins or ends with white space, which is a part of it"))
+        elif len(raw) > 1 and raw[0] == raw[-1] and raw[0] in "'\"`":
+            doubts.append(Doubt(name, "is in quotation marks, which are a part of it"))
+    if settings.heartbeat_seconds >= LONG_HEARTBEAT_SECONDS:
+        reason = "is 30 s or more: Next.js' rewrites and many proxies end a stream that is silent"
+        doubts.append(Doubt("SOTTOVOCE_HEARTBEAT_SECONDS", f"{reason} for so long"))
+    origins = {
+        "SOTTOVOCE_ALLOWED_ORIGINS": settings.allowed_origins,
+        "SOTTOVOCE_AUTHORIZED_PARTIES": settings.authorized_parties,
+    }
+    for name, listed in origins.items():
+        if not all(map(_ORIGIN.fullmatch, listed)):
+            reason = "has one that no browser sends: https://host or https://host:port"
+            doubts.append(Doubt(name, f"{reason}, in lower case and without a path"))
+    return doubts
+
+
+def why_chat_is_off(environ: Mapping[str, str]) -> str | None:
+    """None where it is on; else what is wrong with its setting, to be read after its name."""
+    raw = environ.get(_FLAG, "")
+    if raw == "true":
+        return None
+    if not raw:
+        return "is not set"
+    if raw.strip(" \t\r\n'\"`").lower() in ("true", "1", "t", "yes", "y", "on", "enabled"):
+        return "must be `true` to the letter: lower case, no quotation marks, no white space"
+    return "is not `true`"
+
+
+LONG_HEARTBEAT_SECONDS = 30.0
+"""Next.js' rewrites end a response that is silent for so long, and they are not the only ones."""
+
+_FLAG = "NEXT_PUBLIC_ENABLE_CHAT_FEATURE"
+_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 def _convert(raw: str, kind: Any) -> Any:

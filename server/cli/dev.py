@@ -21,6 +21,7 @@ from server.cli.local_issuer import LocalIssuer
 from server.cli.output import let_sigterm_interrupt, refuse
 from server.cli.people import Seeded, clerk_id_of, seed_people
 from server.cli.ready import FILE, Person, Pids, Ready, write_ready
+from server.cli.serve import warn_of_settings
 from server.engine.options import CertificateError, EngineName, EngineOptions, engine_options
 from server.engine.sockets import listen, url_of
 from server.engine.supervisor import Supervisor, WorkersFailed
@@ -69,8 +70,10 @@ def dev(
     ready_files = [data_dir / FILE, *([ready_file.resolve()] if ready_file else [])]
     try:
         options = engine_options(engine, certfile, keyfile)
-        settings = load_settings(_environment(os.environ))
+        environ = _environment(os.environ)
+        settings = load_settings(environ)
         configure_logging(settings.log_format, settings.log_level)
+        warn_of_settings(environ, settings)
         with _owned(data_dir):
             try:
                 _run(settings, host, port, workers, options, data_dir, ready_files)

@@ -1,9 +1,11 @@
 """`sottovoce serve`: the server, by the environment's settings."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import trio
 import typer
 
@@ -14,9 +16,11 @@ from server.engine.options import CertificateError, EngineName, engine_options
 from server.engine.sockets import listen, url_of
 from server.engine.supervisor import Supervisor, WorkersFailed
 from server.logs import configure_logging
-from server.settings import Settings, SettingsError, load_settings
+from server.settings import Settings, SettingsError, doubtful_settings, load_settings
 from server.version import VERSION
 from storage.postgres.migrate import MigrationError, pending
+
+log = structlog.get_logger("serve")
 
 
 def serve(
@@ -53,6 +57,7 @@ def serve(
     except ValueError as error:
         refuse([f"CLERK_JWT_KEY is wrong: {error}"])
     configure_logging(settings.log_format, settings.log_level)
+    warn_of_settings(env, settings)
     _warn_of_migrations(settings)
     try:
         sock = listen(host, port, stall_seconds=settings.stall_seconds)
@@ -70,6 +75,12 @@ def serve(
         )
         if not trio.run(_supervise, supervisor):
             raise typer.Exit(1)
+
+
+def warn_of_settings(environ: Mapping[str, str], settings: Settings) -> None:
+    """A line in the log for each setting that most likely does not say what was meant."""
+    for doubt in doubtful_settings(environ, settings):
+        log.warning("setting_doubtful", setting=doubt.setting, reason=doubt.reason)
 
 
 def _warn_of_migrations(settings: Settings) -> None:

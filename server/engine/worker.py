@@ -37,7 +37,7 @@ from server.engine.http2 import install_http2
 from server.engine.options import CertificateError, EngineName, EngineOptions, engine_options
 from server.engine.sockets import BACKLOG
 from server.logs import configure_logging, hide_uncaught_exceptions
-from server.settings import SettingsError, load_settings
+from server.settings import SettingsError, doubtful_settings, load_settings, why_chat_is_off
 from server.version import VERSION
 from storage.metrics import NOT_SHARED
 
@@ -122,7 +122,8 @@ class Worker:
         options: whose HTTP it speaks, and whether under TLS.
         limits: of its connections, where the HTTP is ours.
         successor: it is to take the place of one that serves.
-        read_flag: whether the chat is to be on, by the env file as it is now; None: no file.
+        read_flag: why the chat is to be off, by the env file as it is now, or None where it is to
+            be on. No function: there is no file.
 
     Attributes:
         findings: why the application refused to start, a line each; None if it did not.
@@ -137,7 +138,7 @@ class Worker:
         options: EngineOptions,
         limits: Limits,
         successor: bool = False,
-        read_flag: Callable[[], bool] | None = None,
+        read_flag: Callable[[], str | None] | None = None,
     ) -> None:
         self.findings: list[str] | None = None
         self.failed = False
@@ -314,12 +315,12 @@ class Worker:
             log.warning("reload_ignored", reason="no env file")
             return
         try:
-            enabled = self._read_flag()
+            off = self._read_flag()
         except (OSError, UnicodeDecodeError) as error:
             log.error("reload_failed", exc_info=error)
             return
-        log.info("reloaded", chat_enabled=enabled)
-        self._app.set_enabled(enabled)
+        log.info("reloaded", chat_enabled=off is None, reason=off)
+        self._app.set_enabled(off is None)
 
 
 class _HypercornLog:
@@ -439,12 +440,14 @@ def main() -> int:
     lines = configure_logging(settings.log_format, settings.log_level)
     hide_uncaught_exceptions()
     files = _raise_file_limit()
+    if arguments.successor:  # with settings that the command has not seen
+        for doubt in doubtful_settings(values, settings):
+            log.warning("setting_doubtful", setting=doubt.setting, reason=doubt.reason)
     if NOT_SHARED is not None:
         log.warning("metrics_not_shared", reason=NOT_SHARED)
 
-    def read_flag() -> bool:
-        now = with_env_file(environ, arguments.env_file)
-        return now.get("NEXT_PUBLIC_ENABLE_CHAT_FEATURE") == "true"
+    def read_flag() -> str | None:
+        return why_chat_is_off(with_env_file(environ, arguments.env_file))
 
     module, _, attribute = arguments.app.partition(":")
     worker = Worker(

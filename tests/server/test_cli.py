@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from server.cli import app
 from server.cli.local_issuer import LocalIssuer, SigningKey
 from server.cli.ready import write_private
 from server.settings import issuer_of
+from server.version import VERSION
 from tests.storage.test_migrations import old_deployment
+from tests.support.running import run_command
 from tests.support.services import Database
 from tests.support.tokens import Signer
 
@@ -127,6 +130,27 @@ def test_migrate_does_not_look_at_the_url_of_redis(empty_database: Database):
     wrong = {"UPSTASH_REDIS_URL": f"redis://:{SECRET}#word@cache"}
     result = run("migrate", **database_environment(empty_database) | wrong)
     assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_serve_says_that_the_chat_is_off_and_why():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])  # it says so before it finds that it cannot listen
+        log_format = {"SOTTOVOCE_LOG_FORMAT": "console"}
+        for value, why in {"TRUE": "to the letter", "": "is not set"}.items():
+            flag = {"NEXT_PUBLIC_ENABLE_CHAT_FEATURE": value}
+            environ = GOOD | log_format | flag | {"SOTTOVOCE_HEARTBEAT_SECONDS": "45"}
+            done = run_command("serve", "--host", "127.0.0.1", "--port", port, **environ)
+            said = [line for line in done.stderr.splitlines() if "setting_doubtful" in line]
+            assert [why in line for line in said] == [True, False]
+            assert "the chat is off" in said[0] and "SOTTOVOCE_HEARTBEAT_SECONDS" in said[1]
+            assert SECRET not in done.stdout + done.stderr
+
+
+def test_the_version_is_told():
+    result = run("--version")
+    assert (result.exit_code, result.stdout.split()[:2]) == (0, ["sottovoce", VERSION])
 
 
 def test_serve_takes_the_env_files_value_over_the_environments(folder: Path):

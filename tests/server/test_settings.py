@@ -12,6 +12,7 @@ from server.settings import (
     Settings,
     SettingsError,
     describe_settings,
+    doubtful_settings,
     issuer_of,
     load_settings,
 )
@@ -305,3 +306,49 @@ def test_the_defaults_are_consistent():
         if field.encode_name.endswith("_SECONDS"):
             assert math.isfinite(getattr(settings, field.name))
     assert settings.clerk_secret_key == Secret("")
+
+
+def doubts(**changed: str) -> dict[str, str]:
+    environ = MINIMAL | {FLAG: "true"} | changed
+    found = doubtful_settings(environ, load_settings(environ))
+    assert SECRET not in str(found)
+    return dict(found)
+
+
+FLAG = "NEXT_PUBLIC_ENABLE_CHAT_FEATURE"
+
+
+def test_settings_that_say_what_they_mean_raise_no_doubt():
+    assert doubts() == {}
+    origins = "https://app.example.com,http://localhost:3000"
+    assert doubts(SOTTOVOCE_ALLOWED_ORIGINS=origins, SOTTOVOCE_HEARTBEAT_SECONDS="29.9") == {}
+    assert doubts(DB_PASSWORD=f"{SECRET}'", CLERK_JWT_KEY="-----BEGIN") == {}
+
+
+@pytest.mark.parametrize("value", ["TRUE", "True", "1", "yes", "on", '"true"', " true", "true\r"])
+def test_a_chat_that_is_off_because_of_how_true_is_written_is_named(value: str):
+    assert "to the letter" in doubts(**{FLAG: value})[FLAG]
+
+
+@pytest.mark.parametrize(("value", "why"), [("", "is not set"), ("false", "is not `true`")])
+def test_a_chat_that_is_off_is_named_with_the_reason(value: str, why: str):
+    assert doubts(**{FLAG: value}) == {FLAG: f"{why}: the chat is off"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("DB_PASSWORD", f"'{SECRET}'", "quotation marks"),
+        ("DB_PASSWORD", f"{SECRET} ", "white space"),
+        ("DB_HOST", '"db"', "quotation marks"),
+        ("DB_USER", "chat\r", "white space"),
+        ("SOTTOVOCE_HEARTBEAT_SECONDS", "30", "Next.js"),
+        ("SOTTOVOCE_ALLOWED_ORIGINS", "https://app.example.com/", "without a path"),
+        ("SOTTOVOCE_ALLOWED_ORIGINS", "https://a.example,app.example.com", "no browser sends"),
+        ("SOTTOVOCE_ALLOWED_ORIGINS", "*", "no browser sends"),
+        ("SOTTOVOCE_AUTHORIZED_PARTIES", "https://App.example.com", "lower case"),
+    ],
+)
+def test_a_value_that_is_hardly_meant_so_is_named(name: str, value: str, why: str):
+    found = doubts(**{name: value})
+    assert list(found) == [name] and why in found[name]
