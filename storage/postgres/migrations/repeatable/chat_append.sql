@@ -19,13 +19,13 @@ LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
     locked bigint[];
-    closed json;
+    closed bigint[];
     clock timestamptz;
 BEGIN
-    SELECT coalesce(array_agg(held.id), '{}'),
-           json_object_agg(held.id, held.status) FILTER (WHERE held.status IN ('blocked', 'archived'))
+    SELECT coalesce(array_agg(held.id), '{}'), array_agg(held.id) FILTER (WHERE held.is_closed)
     INTO locked, closed FROM (
-        SELECT c.id::bigint, lower(c.status::text) AS status FROM chat_channels c
+        SELECT c.id::bigint, lower(c.status::text) IN ('blocked', 'archived') AS is_closed
+        FROM chat_channels c
         WHERE c.id IN (SELECT (item ->> 'channel_id')::bigint FROM json_array_elements(items) item)
         ORDER BY c.id
         FOR NO KEY UPDATE SKIP LOCKED
@@ -37,7 +37,7 @@ BEGIN
     RETURN QUERY
     WITH asked AS (
         SELECT i.*, i.channel_id = ANY (locked) AS is_locked,
-               closed ->> i.channel_id::text AS closed_as,
+               coalesce(i.channel_id = ANY (closed), false) AS is_closed,
                first_value(i.ord) OVER same AS first_ord,
                first_value(i.content) OVER same AS first_content
         FROM json_to_recordset(items) AS i(
@@ -75,7 +75,7 @@ BEGIN
                END + (row_number() OVER turn - 1) * interval '1 millisecond' AS stored_at
         FROM asked a
         JOIN chat_channels c ON c.id = a.channel_id
-        WHERE a.is_locked AND a.ord = a.first_ord AND a.closed_as IS NULL
+        WHERE a.is_locked AND a.ord = a.first_ord AND NOT a.is_closed
           AND NOT EXISTS (SELECT FROM known k WHERE k.ord = a.ord)
         WINDOW turn AS (PARTITION BY a.channel_id ORDER BY a.ord)
     ),
@@ -118,7 +118,8 @@ BEGIN
                 WHEN k.ord IS NOT NULL THEN
                      CASE WHEN k.content = a.content AND k.message_type = a.message_type
                           THEN 'duplicate' ELSE 'conflict' END
-                WHEN a.closed_as IS NOT NULL THEN a.closed_as
+                WHEN a.is_closed THEN
+                     (SELECT lower(c.status::text) FROM chat_channels c WHERE c.id = a.channel_id)
                 WHEN a.ord <> a.first_ord THEN
                      CASE WHEN a.first_content = a.content THEN 'duplicate' ELSE 'conflict' END
                 ELSE 'stored' END,
