@@ -56,8 +56,11 @@ _BY_PATH = {route.path: route for route in ROUTES if route is not STREAM}
 def find(path: str) -> tuple[Route, int | None] | None:
     """The route of a path, and the channel's number in it; None for an unknown path.
 
-    A number is written one way only: no sign, no leading zero, no other digits than ASCII's.
+    One trailing slash changes nothing: Next.js adds it where `trailingSlash` is set, and a
+    redirect would cost a POST its body. A number is written one way only: no sign, no leading zero,
+    no other digits than ASCII's.
     """
+    path = path.removesuffix("/")
     if (route := _BY_PATH.get(path)) is not None:
         return route, None
     number = path.removeprefix(CHAT_PREFIX)

@@ -20,6 +20,11 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 MAX_QUERY_FIELDS: Final = 32
 LINGER_SECONDS: Final = 2.0
+_ADDRESS: Final = re.compile(
+    r"\[([0-9a-fA-F:.]+)(?:%[^\]]*)?\](?::[0-9]*)?"  # in brackets, with or without a port
+    r"|([0-9.]+)(?::[0-9]*)?"  # IPv4, with or without a port
+    r"|([0-9a-fA-F:.]+)(?:%.*)?"  # IPv6: without brackets there is no telling a port
+)
 _UNWANTED: Final = re.compile(rb"q\s*=\s*0(\.0{0,3})?")
 """A weight of nothing (RFC 9110 §12.4.2)."""
 LINGER_BYTES: Final = 8 * 1024 * 1024
@@ -134,22 +139,23 @@ class Request:
         return next((value for key, value in fields if key == name), None)
 
     def address(self, *, hops: int) -> str | None:
-        """Where the request came from.
+        """Where the request came from, as PostgreSQL's `inet` takes it.
 
         Args:
-            hops: trusted proxies, each of which appended the address that it saw.
+            hops: trusted proxies, each of which appended the address that it saw. An empty part
+                counts as one: else what a client wrote itself would move into its place.
         """
         if hops:
             listed = [
-                part.strip()
+                part
                 for key, value in self.headers
                 if key == b"x-forwarded-for"
                 for part in value.decode("latin-1").split(",")
             ]
-            if len(listed) >= hops and _is_address(listed[-hops]):
-                return listed[-hops]
+            if len(listed) >= hops and (address := read_address(listed[-hops])) is not None:
+                return address
         client = self._scope.get("client")
-        return client[0] if client and _is_address(client[0]) else None
+        return read_address(client[0]) if client else None
 
     def origin(self, *, hops: int) -> Origin:
         """Who asks and from where, as far as is known by now."""
@@ -251,12 +257,26 @@ def _is_event_stream(part: bytes) -> bool:
 
 
 @lru_cache(maxsize=1024)  # those of the load balancer, mostly
-def _is_address(text: str) -> bool:
+def read_address(text: str) -> str | None:
+    """The IP address that a socket or a proxy names, in its one spelling.
+
+    Proxies also write `192.0.2.7:443` and `[2001:db8::1]:443`. A zone (`fe80::1%eth0`) says
+    something to its own machine alone, and PostgreSQL's `inet` refuses it; an IPv4 address that a
+    dual-stack socket shows as `::ffff:192.0.2.7` is that IPv4 address.
+
+    Returns:
+        None for anything else: `unknown`, an obfuscated name, a Unix socket's path, nothing.
+    """
+    found = _ADDRESS.fullmatch(text.strip(" \t"))
+    if found is None:
+        return None
     try:
-        ipaddress.ip_address(text)
+        address = ipaddress.ip_address(found[1] or found[2] or found[3])
     except ValueError:
-        return False
-    return True
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return str(address)
 
 
 def origin_header(request: Request) -> str | None:

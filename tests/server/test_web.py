@@ -1,5 +1,6 @@
 """HTTP as the handlers see it: decoding, problems, rates, origins, addresses, queries."""
 
+import ipaddress
 import json
 from typing import Any
 
@@ -18,7 +19,13 @@ from server.web.cors import cors_headers, preflight
 from server.web.decode import decode
 from server.web.problems import Problem, problem_response
 from server.web.rate import SendRate
-from server.web.request import LINGER_BYTES, LINGER_SECONDS, PeerLeft, Request
+from server.web.request import (
+    LINGER_BYTES,
+    LINGER_SECONDS,
+    PeerLeft,
+    Request,
+    read_address,
+)
 
 CANARY = "cAnArY7f3e9"
 Headers = list[tuple[bytes, bytes]]
@@ -245,6 +252,35 @@ def test_a_preflight_has_no_body_and_no_content():
     assert b"access-control-allow-origin" not in names
 
 
+# What is asked for
+
+
+@pytest.mark.parametrize(
+    ("accept", "asked"),
+    [
+        ([], False),
+        ([""], False),
+        (["*/*"], False),
+        (["text/*"], False),
+        (["text/html, application/xhtml+xml, */*;q=0.8"], False),
+        (["text/event-stream"], True),
+        (["Text/Event-Stream"], True),
+        (["text/event-stream, */*"], True),
+        (["application/json,text/event-stream"], True),
+        (["application/json", "text/event-stream"], True),
+        (["text/event-stream;q=0.5"], True),
+        (["text/event-stream ; charset=utf-8 ; q=0.001"], True),
+        (["text/event-stream;q=0"], False),
+        (["text/event-stream; Q=0.000, */*"], False),
+        (["text/event-streams"], False),
+        (["x-text/event-stream"], False),
+    ],
+)
+def test_an_event_stream_is_asked_for_by_name(accept: list[str], asked: bool):
+    headers = [(b"accept", value.encode()) for value in accept]
+    assert request(headers).asks_for_events is asked
+
+
 # Addresses
 
 
@@ -263,7 +299,11 @@ def test_a_preflight_has_no_body_and_no_content():
         (1, [""], "192.0.2.7"),
         (1, ["unknown"], "192.0.2.7"),
         (1, [CANARY], "192.0.2.7"),
-        (1, ["203.0.113.9:4711"], "192.0.2.7"),
+        (1, ["203.0.113.9:4711"], "203.0.113.9"),
+        (1, ["10.9.9.9:1, [2001:db8::9]:443"], "2001:db8::9"),
+        (2, ["203.0.113.9, "], "203.0.113.9"),
+        (1, ["203.0.113.9,"], "192.0.2.7"),
+        (2, ["10.9.9.9,, 10.0.0.1"], "192.0.2.7"),
         (1, ["'; DROP TABLE x"], "192.0.2.7"),
     ],
 )
@@ -273,6 +313,56 @@ def test_the_address_is_what_the_last_trusted_proxy_saw(
     """What the client wrote itself stands further left, and is not believed."""
     headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
     assert request(headers).address(hops=hops) == address
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        (" \t203.0.113.9 ", "203.0.113.9"),
+        ("203.0.113.9:443", "203.0.113.9"),
+        ("203.0.113.9:", "203.0.113.9"),
+        ("2001:DB8:0::9", "2001:db8::9"),
+        ("2001:db8::9%eth0", "2001:db8::9"),
+        ("[2001:db8::9]", "2001:db8::9"),
+        ("[2001:db8::9]:443", "2001:db8::9"),
+        ("[fe80::1%eth0]:443", "fe80::1"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("fe80::1%", "fe80::1"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("::FFFF:cb00:7109", "203.0.113.9"),
+        ("[::ffff:203.0.113.9]:443", "203.0.113.9"),
+        ("::ffff:203.0.113.9%1", "203.0.113.9"),
+        ("[203.0.113.9]", "203.0.113.9"),
+        ("", None),
+        ("unknown", None),
+        ("_hidden", None),
+        ("unix:", None),
+        ("/run/x.sock", None),
+        ("[2001:db8::9", None),
+        ("2001:db8::9]:443", None),
+        ("[]", None),
+        ("203.0.113.9:port", None),
+        ("203.0.113.9%eth0", "203.0.113.9"),
+        ("203.0.113.9/32", None),
+        ("203.0.113", None),
+        ("0x7f.1", None),
+        ("203.0.113.9 198.51.100.1", None),
+        ("'; DROP TABLE x", None),
+        (CANARY, None),
+    ],
+)
+def test_an_address_is_read_as_sockets_and_proxies_write_it(text: str, address: str | None):
+    assert read_address(text) == address
+    assert request(client=(text, 1)).address(hops=0) == address
+
+
+@given(st.text() | st.from_regex(r"\[?[0-9a-f:.]{1,40}(%[a-z0-9]*)?\]?(:[0-9]{0,5})?"))
+def test_whatever_is_read_as_an_address_is_one_without_a_zone(text: str):
+    address = read_address(text)
+    if address is not None:
+        assert str(ipaddress.ip_address(address)) == address
+        assert "%" not in address
 
 
 @pytest.mark.parametrize("client", [None, ("", 0), ("unix:", 0), ("/run/x.sock", 0)])
@@ -376,17 +466,19 @@ def test_every_route_is_found_by_its_path_and_by_no_other(path: str):
     found = routes.find(path)
     assert found is not None
     assert (found[0].path, found[1]) == (path, None)
-    for other in (path + "/", path.upper(), path[:-1], path + "\0", "/" + path):
+    assert routes.find(path + "/") == found, "Next.js adds it where `trailingSlash` is set"
+    for other in (path + "//", path.upper(), path[:-1], path + "\0", "/" + path):
         assert routes.find(other) is None
 
 
 @given(st.integers(1, 2**63 - 1))
 def test_every_channel_has_one_path(number: int):
     assert routes.find(f"/api/chat/{number}") == (routes.STREAM, number)
+    assert routes.find(f"/api/chat/{number}/") == (routes.STREAM, number)
 
 
 @given(st.text())
 def test_any_other_path_is_unknown_or_canonical(text: str):
     found = routes.find(f"/api/chat/{text}")
     if found is not None and found[0] is routes.STREAM:
-        assert str(found[1]) == text
+        assert str(found[1]) == text.removesuffix("/")

@@ -5,13 +5,22 @@ import re
 import time
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from server.version import VERSION
-from tests.support.chat import APP_ORIGIN, Chat, Pair, Person, eventually
+from tests.support.chat import (
+    APP_ORIGIN,
+    Chat,
+    Pair,
+    Person,
+    eventually,
+    own_valkey,
+    run_chat,
+)
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 ISO_Z = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -789,3 +798,35 @@ def test_the_openapi_document_is_served(chat: Chat):
     answer = chat.get("/openapi.json", None)
     assert answer.headers["content-type"] == "application/json"
     assert answer.json()["openapi"].startswith("3.1")
+
+
+@pytest.mark.parametrize("path", ["/api/chat/send/", "/api/chat/messaging/", "/api/chat/ticket/"])
+def test_a_trailing_slash_is_the_same_path_and_no_redirect(chat: Chat, pair: Pair, path: str):
+    """Next.js adds it where `trailingSlash` is set; a redirect would lose a POST its body."""
+    body: dict[str, Any] = {"action": "send_message"} if "messaging" in path else {}
+    body |= {} if "ticket" in path else {"channelId": pair.channel_id, "content": "slashed"}
+    assert chat.post(path, pair.prospect, body).status_code == 200
+    with chat.stream(f"{pair.channel_id}/", pair.prospect) as events:
+        events.connected()
+
+
+def test_an_address_with_a_zone_or_a_port_is_stored(chat: Chat, services_folder: Path):
+    """PostgreSQL's `inet` refuses both: sends were 500, and the audit trail lost rows."""
+    with (
+        own_valkey(services_folder) as valkey,
+        run_chat(
+            chat.database, valkey.url, services_folder, SOTTOVOCE_FORWARDED_HOPS="1"
+        ) as running,
+    ):
+        pair = running.pair()
+        body = {"channelId": pair.channel_id, "content": "x"}
+        for forwarded, address in (
+            ("fe80::1%eth0", "fe80::1"),
+            ("10.9.9.9, [2001:db8::9]:443", "2001:db8::9"),
+            ("203.0.113.9:4711", "203.0.113.9"),
+            ("::ffff:203.0.113.9", "203.0.113.9"),
+        ):
+            headers = {"x-forwarded-for": forwarded}
+            answer = running.post("/api/chat/send", pair.prospect, body, headers)
+            assert answer.status_code == 200, answer.text
+            assert running.audit(answer.headers["x-request-id"])["address"] == address
