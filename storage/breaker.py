@@ -27,16 +27,20 @@ class Event(Enum):
     """Too slow, or broken off: it may have been that call alone."""
     REFUSED = auto()
     """Nobody listens: no need to ask twice."""
+    DENIED = auto()
+    """It answers, and does not let us do what we must: only somebody's hand changes that."""
     PROBING = auto()
 
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.CLOSED, Event.FAILED): State.OPEN,  # after `tolerance` in a row
     (State.CLOSED, Event.REFUSED): State.OPEN,
+    (State.CLOSED, Event.DENIED): State.OPEN,
     (State.OPEN, Event.PROBING): State.HALF_OPEN,
     (State.HALF_OPEN, Event.SUCCEEDED): State.CLOSED,
     (State.HALF_OPEN, Event.FAILED): State.OPEN,
     (State.HALF_OPEN, Event.REFUSED): State.OPEN,
+    (State.HALF_OPEN, Event.DENIED): State.OPEN,
 }
 """Every other pair leaves the state as it is: an answer that arrives late proves nothing."""
 
@@ -61,6 +65,10 @@ class Breaker:
         """Set while it is not closed."""
         self.on_suspect: Callable[[], None] = lambda: None
         """Called at each failure while it is closed: something may be amiss already. Plain."""
+        self.held = False
+        """Whether something is denied that no probe asks for (the feed's subscriptions): then it
+        stays open when a probe succeeds."""
+        self._denied = False
         self._tolerance = tolerance
         self._failures = 0
         self._on_change = on_change
@@ -68,6 +76,11 @@ class Breaker:
     @property
     def up(self) -> bool:
         return self.state is State.CLOSED
+
+    @property
+    def denied(self) -> bool:
+        """Whether it is open since something was denied: it need not be asked often."""
+        return self._denied or self.held
 
     @property
     def suspect(self) -> bool:
@@ -82,6 +95,8 @@ class Breaker:
             raise StoreUnavailable
 
     def record(self, event: Event) -> None:
+        if event is not Event.PROBING:
+            self._denied = event is Event.DENIED
         if event is Event.SUCCEEDED:
             self._failures = 0
         elif event is Event.FAILED and self.state is State.CLOSED:
@@ -92,6 +107,8 @@ class Breaker:
         new = TRANSITIONS.get((self.state, event))
         if new is None:
             return
+        if new is State.CLOSED and self.held:
+            new = State.OPEN
         was_up, self.state = self.up, new
         if self.up != was_up:
             self._failures = 0

@@ -49,7 +49,7 @@ from storage.postgres.requirements import unmet_by_server
 from storage.redis import Keys
 from storage.redis.client import open_client
 from storage.redis.cluster import Cluster, ClusterFeed, ClusterMessages
-from storage.redis.feed import Feed
+from storage.redis.feed import DENIED_SECONDS, Feed
 from storage.redis.recent import RecentMessages, Write
 from storage.redis.url import close_async, is_cluster
 
@@ -671,7 +671,8 @@ class Store:
             with trio.move_on_after(WATCH_SECONDS * random.uniform(0.8, 1.0)):
                 await breaker.opened.wait()
             if not breaker.up:
-                await trio.sleep(PROBE_SECONDS * random.uniform(0.5, 1.0))
+                seconds = DENIED_SECONDS if breaker.denied else PROBE_SECONDS
+                await trio.sleep(seconds * random.uniform(0.5, 1.0))
                 breaker.record(Event.PROBING)
             if not await probe() and breaker.state is State.HALF_OPEN:
                 breaker.record(Event.FAILED)

@@ -8,6 +8,8 @@ from PostgreSQL only, some seconds later.
 - `sottovoce:<database>:{42}:recent`: sorted set of channel 42's newest `Record`s by sequence
   number, with a TTL
 - `sottovoce:<database>:{42}:live`: pub/sub channel, the same bytes
+- `sottovoce:<database>:trial` and `…:trial:live`: a sorted set and a pub/sub channel of no use, to
+  try out what is done to the other ones; in a cluster `…:trial:{0}` and the like, one for each node
 - `sottovoce:<database>:control`: pub/sub channel that every worker hears; JSON, an `Eviction`
 
 In a cluster the pub/sub channels are sharded ones (Valkey's cluster specification, "Pub/Sub"). The
@@ -28,7 +30,7 @@ class Keys:
         self._database = sha256(named.encode()).hexdigest()[:12].encode()
         self.control = b"sottovoce:%b:control" % self._database
         """A pub/sub channel that every feed listens to, for evictions."""
-        self.probe = b"sottovoce:%b:probe" % self._database
+        self.trial = b"sottovoce:%b:trial" % self._database
         self.enter(epoch)
 
     def enter(self, epoch: int) -> None:
@@ -37,9 +39,9 @@ class Keys:
         if epoch:
             self._prefix = b"sottovoce:%b:%d:{" % (self._database, epoch)
 
-    def probe_for(self, number: int) -> bytes:
-        """One of many probes, which are in many slots."""
-        return b"%b:{%d}" % (self.probe, number)
+    def trial_for(self, number: int) -> bytes:
+        """One of many such keys, which are in many slots."""
+        return b"%b:{%d}" % (self.trial, number)
 
     def recent(self, channel_id: int) -> bytes:
         return b"%b%d}:recent" % (self._prefix, channel_id)

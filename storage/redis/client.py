@@ -1,6 +1,8 @@
 """redis-py's clients, as they are used here: no clock but ours (`trio.fail_after` around each call)
 limits a call, and it is tried again once, within its time."""
 
+from collections.abc import Sequence
+from hashlib import sha1
 from importlib.resources import files
 from typing import Any
 
@@ -9,6 +11,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.driver_info import DriverInfo
 from redis.event import EventDispatcher
+from redis.exceptions import NoScriptError
 
 from protocol.confidential import Secret
 from storage.redis.url import open_async, open_cluster, open_node
@@ -66,11 +69,23 @@ def open_cluster_client(url: Secret, events: EventDispatcher) -> "redis.asyncio.
     )
 
 
-def load_script(client: "redis.asyncio.Redis", name: str) -> Any:
-    """A script of this folder, called as `script(keys, args)`: by its digest, and with its text
-    where Redis does not have it (any more)."""
-    return client.register_script(script_text(name))
+class Script:
+    """A script of this folder."""
+
+    def __init__(self, name: str) -> None:
+        self.text = (files("storage.redis") / f"{name}.lua").read_bytes()
+        self.digest = sha1(self.text, usedforsecurity=False).hexdigest()
 
 
-def script_text(name: str) -> bytes:
-    return (files("storage.redis") / f"{name}.lua").read_bytes()
+async def run_script(
+    client: Any, script: Script, keys: Sequence[bytes], args: Sequence[Any] = ()
+) -> Any:
+    """Run it by its digest, and by its text where Redis does not have it (any more).
+
+    SCRIPT LOAD, which redis-py would use, is one more command that a user may not be allowed.
+    """
+    arguments = (len(keys), *keys, *args)
+    try:
+        return await client.execute_command("EVALSHA", script.digest, *arguments)
+    except NoScriptError:
+        return await client.execute_command("EVAL", script.text, *arguments)

@@ -18,7 +18,6 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from hashlib import sha1
 from typing import Any
 
 import structlog
@@ -40,9 +39,16 @@ from storage.contract import Eviction, Record, StoreUnavailable
 from storage.failures import describe
 from storage.metrics import REDIS_ROUND_TRIPS, REDIS_WRITES_DROPPED
 from storage.redis import Keys
-from storage.redis.client import open_cluster_client, open_node_client, script_text
+from storage.redis.client import Script, open_cluster_client, open_node_client
 from storage.redis.feed import CLOSE_SECONDS, SILENCE_SECONDS, Feed, PubSub
-from storage.redis.recent import Write, attempt, decode_records, write_arguments
+from storage.redis.recent import (
+    Write,
+    attempt,
+    decode_records,
+    trial_arguments,
+    write_arguments,
+)
+from storage.redis.refusal import describe_refusal, refusal_of
 from storage.redis.url import reason
 
 log = structlog.get_logger("storage")
@@ -55,9 +61,9 @@ TOPOLOGY_AGE_SECONDS = 30.0
 """An answer is asked for again, though nobody had reason to doubt it."""
 PLACE_AT_ONCE = 500
 """Channels that are looked at between two checkpoints, in about a millisecond."""
-MAX_PROBES = 10_000
+MAX_TRIALS = 10_000
 """Keys that are tried until one is a node's, in 20 ms at most. Whoever has just one slot or two of
-the 16384 may be judged by another node's probe."""
+the 16384 may be judged by another node's key."""
 CONTROL = 0
 """The number of the channel of evictions, which no other channel has."""
 
@@ -65,23 +71,15 @@ CONTROL = 0
 class Node:
     """A primary that has slots."""
 
-    __slots__ = ("breaker", "host", "name", "port", "probe")
+    __slots__ = ("breaker", "host", "name", "port", "trial")
 
     def __init__(self, node: ClusterNode, breaker: Breaker) -> None:
         self.name = node.name
         self.host = node.host
         self.port = int(node.port)
-        self.probe = b""
-        """A key in one of its slots."""
+        self.trial = b""
+        """A key in one of its slots, to try out what is done to the others."""
         self.breaker = breaker
-
-
-class _Script:
-    """A script of this folder."""
-
-    def __init__(self, name: str) -> None:
-        self.text = script_text(name)
-        self.digest = sha1(self.text, usedforsecurity=False).hexdigest()
 
 
 class _Listener(AsyncEventListenerInterface):
@@ -144,15 +142,22 @@ class Cluster:
                 with trio.fail_after(TOPOLOGY_SECONDS):
                     await self.bridge.run(self._ask_for_slots)
             except (RedisError, RedisClusterException, OSError, trio.TooSlowError) as error:
+                refusal = refusal_of(reason(error))
                 if self.breaker.up:
-                    log.warning("redis_failed", operation="slots", **describe(reason(error)))
-                self.breaker.record(Event.REFUSED)
+                    log.warning(
+                        "redis_failed",
+                        operation="slots",
+                        **describe_refusal(refusal),
+                        **describe(reason(error)),
+                    )
+                denied = refusal is not None and refusal.lasting
+                self.breaker.record(Event.DENIED if denied else Event.REFUSED)
             await trio.sleep(TOPOLOGY_PAUSE_SECONDS * random.uniform(0.5, 1.0))
             with trio.move_on_after(TOPOLOGY_AGE_SECONDS):
                 await self._doubted.wait()
 
     async def ask(
-        self, node: Node, commands: Sequence[tuple[_Script, bytes, Sequence[Any]]]
+        self, node: Node, commands: Sequence[tuple[Script, bytes, Sequence[Any]]]
     ) -> list[Any]:
         """Run scripts at one node, each with one key and its arguments. Asyncio-flavoured.
 
@@ -171,10 +176,6 @@ class Cluster:
             for at, answer in zip(unknown, told, strict=True):
                 answers[at] = answer
         return _unless_failed(answers)
-
-    async def probe(self, node: Node) -> None:
-        """Write to it. Asyncio-flavoured."""
-        _unless_failed(await self._execute(node, [("SET", node.probe, b"1", "EX", 60)]))
 
     async def aclose(self) -> None:
         """Asyncio-flavoured."""
@@ -215,8 +216,8 @@ class Cluster:
                 name: self.nodes.get(name) or self._new_node(node) for name, node in found.items()
             }
             for node in self.nodes.values():
-                if owners.get(self._client.keyslot(node.probe)) != node.name:
-                    node.probe = self._probe_key(node.name)
+                if owners.get(self._client.keyslot(node.trial)) != node.name:
+                    node.trial = self._trial_key(node.name)
         self.learned.set()
 
     def _new_node(self, node: ClusterNode) -> Node:
@@ -224,9 +225,9 @@ class Cluster:
         breaker.on_suspect = self._node_is_suspect
         return Node(node, breaker)
 
-    def _probe_key(self, name: str) -> bytes:
-        for number in range(MAX_PROBES):
-            key = self._keys.probe_for(number)
+    def _trial_key(self, name: str) -> bytes:
+        for number in range(MAX_TRIALS):
+            key = self._keys.trial_for(number)
             if self.owners.get(self._client.keyslot(key)) == name:
                 break
         return key
@@ -267,8 +268,8 @@ class ClusterMessages:
         self._size = size
         self._ttl = ttl
         self._seconds = seconds
-        self._read = _Script("read_recent")
-        self._write = _Script("write_recent")
+        self._read = Script("read_recent")
+        self._write = Script("write_recent")
 
     def serves(self, channel_id: int) -> bool:
         """Whether it is worth asking for a channel: its node is known and up. Plain."""
@@ -313,14 +314,14 @@ class ClusterMessages:
         REDIS_WRITES_DROPPED.inc(left)
 
     async def probe(self) -> bool:
-        """Whether every slot has a node that answers and may be written. Never raises."""
+        """Whether each slot has a node that answers and lets us do what we do. Never raises."""
         nodes = list(self._cluster.nodes.values())
 
         async def probe_node(node: Node) -> None:
             if not node.breaker.up:
                 node.breaker.record(Event.PROBING)
             with suppress(StoreUnavailable):
-                await self._attempt("probe", node, self._cluster.probe, node)
+                await self._attempt("probe", node, self.try_out, node, not node.breaker.up)
 
         async with trio.open_nursery() as nursery:
             for node in nodes:
@@ -331,7 +332,19 @@ class ClusterMessages:
         self._cluster.breaker.record(Event.SUCCEEDED)
         return True
 
-    def _command(self, write: Write) -> tuple[_Script, bytes, Sequence[Any]]:
+    async def try_out(self, node: Node, read: bool = True) -> None:
+        """Run the scripts at a node, with all that they do, on a key that is for this alone.
+        Asyncio-flavoured.
+
+        Raises:
+            RedisError, OSError
+        """
+        args = trial_arguments(node.trial, b"SPUBLISH")
+        await self._cluster.ask(node, [(self._write, node.trial, args)])
+        if read:
+            await self._cluster.ask(node, [(self._read, node.trial, ())])
+
+    def _command(self, write: Write) -> tuple[Script, bytes, Sequence[Any]]:
         (key,), args = write_arguments(
             [write], keys=self._keys, size=self._size, ttl=self._ttl, publish=b"SPUBLISH"
         )
@@ -421,10 +434,13 @@ class _NodeFeed(Feed):
                 continue
             self._heard = trio.current_time()
             if not isinstance(answer, list):  # of a ping, while nothing is subscribed
+                self._take_pong(answer)
                 continue
             kind, name, *rest = answer
             if kind == b"smessage":
                 self._take(name, rest[0])
+            elif kind == b"pong":
+                self._take_pong(name)
             elif kind in (b"ssubscribe", b"sunsubscribe"):
                 channel_id = CONTROL if name == self._keys.control else self._keys.channel_of(name)
                 if (wanted := self._wanted.get(channel_id)) is None:

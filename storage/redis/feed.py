@@ -8,7 +8,7 @@ may have missed something, and whoever uses it looks at PostgreSQL.
 import asyncio
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,6 +24,7 @@ from storage.contract import Eviction, Record
 from storage.failures import describe
 from storage.metrics import EVICTIONS, REDIS_ROUND_TRIPS
 from storage.redis import Keys
+from storage.redis.refusal import describe_refusal, refusal_of
 from storage.waiting import Deadlines, Waiter
 
 log = structlog.get_logger("storage")
@@ -33,6 +34,10 @@ SILENCE_SECONDS = 2.5
 """Without an answer to a ping, the connection is taken for dead: Redis may hang, not only die."""
 RECONNECT_SECONDS = 0.5
 """Between tries, jittered by half."""
+DENIED_SECONDS = 5.0
+"""Between tries while it is denied to us, jittered by half: only somebody's hand ends that."""
+READY = b"subscribed"
+"""What the ping says that follows the first subscriptions of a connection."""
 MAX_SUBSCRIBE = 1000
 """Channels in one SUBSCRIBE."""
 CLOSE_SECONDS = 1.0
@@ -52,8 +57,15 @@ class _Subscription:
 
     def confirm(self) -> None:
         self.confirmed = True
+        self._answer(True)
+
+    def give_up(self) -> None:
+        """Nobody needs to wait: it is denied."""
+        self._answer(False)
+
+    def _answer(self, confirmed: bool) -> None:
         for waiter in self.waiters or ():
-            waiter.answer(outcome.Value(True))
+            waiter.answer(outcome.Value(confirmed))
         self.waiters = None
 
 
@@ -95,6 +107,8 @@ class Feed:
         self._dropped: set[int] = set()
         self._changed = trio.Event()
         self._heard = 0.0
+        self._answered = trio.Event()
+        """Set when Redis has answered all that was asked first on this connection."""
         self.connected = False
 
     def want(self, channel_id: int) -> None:
@@ -139,12 +153,13 @@ class Feed:
 
     async def _keep_connected(self) -> None:
         while True:
-            if self._breaker.up:
+            seconds = RECONNECT_SECONDS
+            if self._breaker.up or self._breaker.held:
                 try:
                     await self._serve_connection()
                 except (RedisError, OSError, trio.TooSlowError) as error:
-                    log.warning("feed_lost", **describe(error))
-                    self._breaker.record(Event.FAILED)
+                    if self._lose(error):
+                        seconds = DENIED_SECONDS
                 finally:
                     if self.connected:
                         self.connected = False
@@ -155,11 +170,35 @@ class Feed:
                         wanted.confirmed = False
             else:
                 self._dropped.clear()  # nobody has it
-            await trio.sleep(RECONNECT_SECONDS * random.uniform(0.5, 1.0))
+            await trio.sleep(seconds * random.uniform(0.5, 1.0))
+
+    def _lose(self, error: Exception) -> bool:
+        """Say why the connection is lost, and tell the breaker; whether it is denied to us."""
+        refusal = refusal_of(error)
+        denied = refusal is not None and refusal.lasting
+        held, self._breaker.held = self._breaker.held, denied
+        if refusal is None or not denied:
+            log.warning("feed_lost", **describe_refusal(refusal), **describe(error))
+            self._breaker.record(Event.FAILED)
+        else:
+            # Of a login that is refused a probe has told, too.
+            if self._breaker.up or (not held and refusal.what != "login"):
+                log.warning(
+                    "redis_failed",
+                    operation="subscribe",
+                    dependency=self._breaker.name,
+                    **describe_refusal(refusal),
+                    **describe(error),
+                )
+            self._breaker.record(Event.DENIED)
+            for wanted in self._wanted.values():
+                wanted.give_up()
+        return denied
 
     async def _serve_connection(self) -> None:
         pubsub = self._client.pubsub()
         try:
+            self._answered = trio.Event()
             await self._connect(pubsub)
             self._heard = trio.current_time()
             async with trio.open_nursery() as nursery:
@@ -169,9 +208,10 @@ class Feed:
         except BaseExceptionGroup as group:
             # Where one task finds the connection lost, redis-py may give another one an
             # AttributeError for it.
-            if group.subgroup((RedisError, OSError, trio.TooSlowError)) is None:
+            ours = group.subgroup((RedisError, OSError, trio.TooSlowError))
+            if ours is None:
                 raise
-            raise trio.TooSlowError from group
+            raise _first_of(ours) from None
         finally:
             with trio.move_on_after(CLOSE_SECONDS, shield=True), suppress(RedisError, OSError):
                 await self._bridge.run(pubsub.aclose)
@@ -198,10 +238,16 @@ class Feed:
             self._heard = trio.current_time()
             if kind == b"message":
                 self._take(name, rest[0])
+            elif kind == b"pong":
+                self._take_pong(name)
             elif kind == b"subscribe" and name != self._keys.control:
                 wanted = self._wanted.get(self._keys.channel_of(name))
                 if wanted is not None:
                     wanted.confirm()
+
+    def _take_pong(self, said: bytes) -> None:
+        if said == READY:
+            self._answered.set()
 
     def _take(self, name: bytes, raw: bytes) -> None:
         """Gather what one read of the socket brought: the reader goes on without a pause while
@@ -245,7 +291,10 @@ class Feed:
                 await self._unsubscribe(pubsub, dropped[start : start + MAX_SUBSCRIBE])
             if first:
                 first = False
+                await self._tell(pubsub, pubsub.ping, [READY])
+                await self._answered.wait()  # `_watch` ends it if that does not come
                 self.connected = True
+                self._breaker.held = False
                 log.info("feed_connected", channels=len(self._wanted))
                 self._on_missed()
             await self._changed.wait()
@@ -266,3 +315,17 @@ class Feed:
         # The driver's own lists, which are for connecting again, and would only grow.
         pubsub.channels.clear()
         pubsub.pending_unsubscribe_channels.clear()
+
+
+def _first_of(group: BaseExceptionGroup[Any]) -> Any:
+    """What was refused, where something was; else any of what went wrong."""
+    errors = list(_flat(group))
+    return next((error for error in errors if refusal_of(error)), errors[0])
+
+
+def _flat(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _flat(error)
+        else:
+            yield error

@@ -6,7 +6,7 @@ answer of one number as for one of a hundred channels, which hiredis parses in C
 In a Redis Cluster the keys of one script must be of one slot: see `cluster`.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import redis.asyncio
@@ -21,9 +21,16 @@ from storage.contract import Record, StoreUnavailable
 from storage.failures import describe
 from storage.metrics import REDIS_ROUND_TRIPS, REDIS_SECONDS
 from storage.redis import Keys
-from storage.redis.client import load_script
+from storage.redis.client import Script, run_script
+from storage.redis.refusal import describe_refusal, refusal_of
 
 log = structlog.get_logger("storage")
+
+WRITE_BYTES = 512 * 1024
+"""Of records in one script, which holds up everybody else in Redis: a millisecond or two. Hosted
+servers limit a request's size (Upstash 10 MB, and 1 MB before: "ERR max request size exceeded")."""
+TRIAL_SECONDS = 60
+"""How long the trial's key is kept after the last server has gone."""
 
 Write = tuple[int, list[Record], bool]
 """(channel id, records in order, whether they are new and to be published)"""
@@ -54,8 +61,8 @@ class RecentMessages:
         self._bridge = bridge
         self._hears = hears
         self._client = client
-        self._read = load_script(client, "read_recent")
-        self._write = load_script(client, "write_recent")
+        self._read = Script("read_recent")
+        self._write = Script("write_recent")
         self._keys = keys
         self._breaker = breaker
         self._size = size
@@ -74,7 +81,7 @@ class RecentMessages:
         """
         self._breaker.check()
         keys = [self._keys.recent(channel_id) for channel_id in channel_ids]
-        answers = await self._execute("read", self._read, keys)
+        answers = await self._execute("read", run_script, self._client, self._read, keys)
         return [decode_records(raw) for raw in answers]
 
     async def write(self, writes: Sequence[Write]) -> None:
@@ -86,29 +93,69 @@ class RecentMessages:
         Raises:
             StoreUnavailable: Redis is down, hangs or refuses; some of it may have been done.
         """
-        self._breaker.check()
-        keys, args = write_arguments(
-            writes,
-            keys=self._keys,
-            size=self._size,
-            ttl=self._ttl,
-            publish=b"PUBLISH",
-            hears=self._hears,
-        )
-        await self._execute("write", self._write, keys, args)
+        for some in in_pieces(writes, WRITE_BYTES):
+            self._breaker.check()
+            keys, args = write_arguments(
+                some,
+                keys=self._keys,
+                size=self._size,
+                ttl=self._ttl,
+                publish=b"PUBLISH",
+                hears=self._hears,
+            )
+            await self._execute("write", run_script, self._client, self._write, keys, args)
 
     async def probe(self) -> bool:
-        """Whether Redis answers and may be written. Never raises."""
+        """Whether Redis answers and lets us do what we do there. Never raises.
+
+        While it is up, whether it can be read is seen by those who read."""
         try:
-            await self._execute("probe", self._client.set, self._keys.probe, b"1", 60)
+            await self._execute("probe", self.try_out, not self._breaker.up)
         except StoreUnavailable:
             return False
         return True
+
+    async def try_out(self, read: bool = True) -> None:
+        """Run the scripts, with all that they do, on a key that is for this alone.
+        Asyncio-flavoured.
+
+        Raises:
+            RedisError, OSError
+        """
+        key = self._keys.trial
+        args = trial_arguments(key, b"PUBLISH")
+        await run_script(self._client, self._write, [key], args)
+        if read:
+            await run_script(self._client, self._read, [key])
 
     async def _execute(
         self, operation: str, call: Callable[..., Awaitable[Any]], *args: Any
     ) -> Any:
         return await attempt(operation, self._breaker, self._seconds, self._bridge.run, call, *args)
+
+
+def in_pieces(writes: Sequence[Write], size: int) -> Iterator[list[Write]]:
+    """The same in pieces of `size` bytes of records, or of one record that is larger; in order."""
+    piece: list[Write] = []
+    room = size
+    for channel_id, records, new in writes:
+        first = 0
+        for at, record in enumerate(records):
+            room -= len(record.event) + len(record.details)
+            if room < 0 and (piece or at > first):
+                if at > first:
+                    piece.append((channel_id, records[first:at], new))
+                yield piece
+                piece, first = [], at
+                room = size - len(record.event) - len(record.details)
+        piece.append((channel_id, records[first:] if first else records, new))
+    yield piece
+
+
+def trial_arguments(key: bytes, publish: bytes) -> list[bytes | int]:
+    """The arguments of `write_recent.lua` for a record that is written and published, whether
+    anybody listens or not."""
+    return [1, TRIAL_SECONDS, publish, key + b":live", -1, 1, 1, b"trial"]
 
 
 def write_arguments(
@@ -147,14 +194,25 @@ async def attempt(
         with REDIS_SECONDS.labels(operation).time(), trio.fail_after(seconds):
             answer: Any = await call(*args)
     except (RedisError, RedisClusterException, OSError, trio.TooSlowError) as error:
-        refused = isinstance(error, (RedisConnectionError, OSError))
+        refusal = refusal_of(error)
         # It may be read and not written: between failed writes a read always succeeds.
-        refused |= operation == "probe" and isinstance(error, ResponseError)
+        if refusal is not None and refusal.lasting:
+            event = Event.DENIED
+        elif isinstance(error, (RedisConnectionError, OSError)) or (
+            operation == "probe" and isinstance(error, ResponseError)
+        ):
+            event = Event.REFUSED
+        else:
+            event = Event.FAILED
         if breaker.up:  # while it is down, that was said once
             log.warning(
-                "redis_failed", operation=operation, dependency=breaker.name, **describe(error)
+                "redis_failed",
+                operation=operation,
+                dependency=breaker.name,
+                **describe_refusal(refusal),
+                **describe(error),
             )
-        breaker.record(Event.REFUSED if refused else Event.FAILED)
+        breaker.record(event)
         raise StoreUnavailable from None
     breaker.record(Event.SUCCEEDED)
     return answer

@@ -6,8 +6,8 @@ Sentinel's form is Lettuce's, for redis-py has none:
 `rediss-sentinel` for TLS to the servers. A cluster's is the same without a name and a database,
 which it does not have: `redis-cluster://[user:password@]host[:port][,host[:port]…]`, with
 `rediss-cluster` for TLS. One server's is `redis://[user:password@]host[:port][/database]`, with
-`rediss` for TLS. Where there is TLS, a query may have `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`
-and `ssl_cert_reqs`.
+`rediss` for TLS, or with `?db=` for the database. Where there is TLS, a query may have
+`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile` and `ssl_cert_reqs`.
 
 A URL is read here and nowhere else, so that nothing that redis-py would stumble over gets to it:
 what `check_url` lets pass can be connected to, or is refused by a server.
@@ -210,10 +210,14 @@ def _read(secret: Secret) -> _Place:
             "expected one host: several are Sentinels (redis-sentinel://) or nodes of a cluster "
             "(redis-cluster://)"
         )
-    options = _tls_options(url)
+    query = dict(parse_qsl(url.query, keep_blank_values=True))
+    if url.query and not query:
+        raise ValueError(f"expected nothing after a ? but {', '.join(_QUERY)}, each with a value")
+    database = _database(url.path, query.pop("db", None) if url.scheme in _SERVER else None)
+    options = _tls_options(query, tls=_TLS[url.scheme])
     if at:
         options |= _login(login)
-    if database := _database(url):
+    if database:
         options["db"] = database
     if any(host.endswith(UPSTASH) for host, _ in addresses):
         if database:
@@ -257,16 +261,15 @@ def _login(login: str) -> dict[str, str]:
     return {name: value for name, value in words.items() if value}
 
 
-def _database(url: SplitResult) -> int:
-    number = url.path.strip("/") or "0"
+def _database(path: str, asked: str | None) -> int:
+    number = path.strip("/") or "0" if asked is None else asked
     if not (number.isascii() and number.isdecimal() and len(number) < 5):
         raise ValueError(f"expected the number of a database in its path, or {_ENCODE}")
     return int(number)
 
 
-def _tls_options(url: SplitResult) -> dict[str, Any]:
-    found = dict(parse_qsl(url.query, keep_blank_values=True))
-    if url.query and (not found or not _TLS[url.scheme] or found.keys() - set(_QUERY)):
+def _tls_options(found: dict[str, str], *, tls: bool) -> dict[str, Any]:
+    if found and (not tls or found.keys() - set(_QUERY)):
         raise ValueError(
             f"expected nothing after a ? but {', '.join(_QUERY)}, and those with TLS alone"
         )
@@ -277,7 +280,7 @@ def _tls_options(url: SplitResult) -> dict[str, Any]:
         raise ValueError("expected ssl_certfile beside ssl_keyfile")
     if found.get("ssl_cert_reqs", "required") not in ("none", "optional", "required"):
         raise ValueError("expected ssl_cert_reqs to be none, optional or required")
-    return ({"ssl": True} if _TLS[url.scheme] else {}) | found
+    return ({"ssl": True} if tls else {}) | found
 
 
 def _address(text: str, default: int) -> tuple[str, int]:

@@ -6,18 +6,25 @@
 -- ARGV[3]: how to publish: PUBLISH, or in a cluster SPUBLISH, which reaches a slot's nodes only.
 -- Then for each write: its pub/sub channel, or '' for a rebuild, which is not published; 1 where the
 -- writer listens to that itself, else 0; how many messages; and these, each a number and a record.
--- What only the writer would hear is not published: it has it already. Who listens at a cluster's
+-- What only the writer would hear is not published: it has it already. (-1: it is in any case.) Who listens at a cluster's
 -- replica is not counted by the primary.
 --
--- As in a pipeline, a command that is refused holds up no other: the first refusal is the answer.
+-- As in a pipeline, a command that is refused holds up no other: the first refusal is the answer,
+-- with the command's name, which Redis 7 leaves out. Where it may not be asked who listens, all is
+-- published.
 local oldest, ttl, publish = -(tonumber(ARGV[1]) + 1), ARGV[2], ARGV[3]
 local refused
 
 local function call(...)
   local answer = redis.pcall(...)
   if type(answer) == 'table' and answer.err then
-    refused = refused or answer
+    refused = refused or {err = answer.err .. " by the '" .. string.lower((...)) .. "' command"}
   end
+end
+
+local function is_heard(live, besides)
+  local answer = redis.pcall('PUBSUB', 'NUMSUB', live)
+  return answer.err or answer[2] > besides
 end
 
 local at = 4
@@ -31,8 +38,7 @@ for _, key in ipairs(KEYS) do
   call('ZADD', key, unpack(ARGV, first, last))
   call('ZREMRANGEBYRANK', key, 0, oldest)
   call('EXPIRE', key, ttl)
-  if live ~= '' and (publish == 'SPUBLISH'
-      or redis.call('PUBSUB', 'NUMSUB', live)[2] > tonumber(ARGV[at + 1])) then
+  if live ~= '' and (publish == 'SPUBLISH' or is_heard(live, tonumber(ARGV[at + 1]))) then
     for record = first + 1, last, 2 do
       call(publish, live, ARGV[record])
     end

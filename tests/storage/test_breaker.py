@@ -10,14 +10,17 @@ TABLE = [
     (State.CLOSED, Event.SUCCEEDED, State.CLOSED),
     (State.CLOSED, Event.FAILED, State.OPEN),
     (State.CLOSED, Event.REFUSED, State.OPEN),
+    (State.CLOSED, Event.DENIED, State.OPEN),
     (State.CLOSED, Event.PROBING, State.CLOSED),
     (State.OPEN, Event.SUCCEEDED, State.OPEN),
     (State.OPEN, Event.FAILED, State.OPEN),
     (State.OPEN, Event.REFUSED, State.OPEN),
+    (State.OPEN, Event.DENIED, State.OPEN),
     (State.OPEN, Event.PROBING, State.HALF_OPEN),
     (State.HALF_OPEN, Event.SUCCEEDED, State.CLOSED),
     (State.HALF_OPEN, Event.FAILED, State.OPEN),
     (State.HALF_OPEN, Event.REFUSED, State.OPEN),
+    (State.HALF_OPEN, Event.DENIED, State.OPEN),
     (State.HALF_OPEN, Event.PROBING, State.HALF_OPEN),
 ]
 WAY = {
@@ -75,10 +78,23 @@ def test_it_bears_fewer_failures_in_a_row_than_its_tolerance():
     assert changes == [False]
 
 
-def test_one_refused_connection_is_enough():
+@pytest.mark.parametrize("event", [Event.REFUSED, Event.DENIED])
+def test_one_refused_connection_or_command_is_enough(event: Event):
     breaker, _ = breaker_in(State.CLOSED, tolerance=3)
-    breaker.record(Event.REFUSED)
+    breaker.record(event)
     assert breaker.state is State.OPEN
+    assert breaker.denied is (event is Event.DENIED)
+
+
+def test_while_it_is_held_a_probe_that_succeeds_does_not_close_it():
+    breaker, changes = breaker_in(State.HALF_OPEN)
+    breaker.held = True
+    breaker.record(Event.SUCCEEDED)
+    assert (breaker.state, breaker.denied, changes) == (State.OPEN, True, [])
+    breaker.held = False
+    breaker.record(Event.PROBING)
+    breaker.record(Event.SUCCEEDED)
+    assert (breaker.up, breaker.denied) == (True, False)
 
 
 def test_one_failure_of_the_probe_is_enough():

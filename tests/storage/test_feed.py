@@ -16,7 +16,7 @@ from storage.contract import Eviction, Record
 from storage.metrics import EVICTIONS
 from storage.redis import Keys
 from storage.redis.client import MAX_CONNECTIONS, open_client
-from storage.redis.feed import PING_SECONDS, RECONNECT_SECONDS, SILENCE_SECONDS, Feed
+from storage.redis.feed import PING_SECONDS, READY, RECONNECT_SECONDS, SILENCE_SECONDS, Feed
 
 KEYS = Keys({"host": "h", "port": 1, "dbname": "d"})
 Batch = Sequence[tuple[int, Record]]
@@ -26,6 +26,7 @@ class BreakingPubSub:
     """Is lost while one task reads and another one writes: both are told, each in its way."""
 
     def __init__(self) -> None:
+        self.answered = trio.Event()
         self.lost = trio.Event()
         self.connection = self
         self.channels: dict[bytes, None] = {}
@@ -35,11 +36,17 @@ class BreakingPubSub:
     async def aclose(self) -> None: ...
 
     async def read_response(self, **_: Any) -> Any:
+        if not self.answered.is_set():
+            await self.answered.wait()
+            return [b"pong", READY]
         await trio.sleep(PING_SECONDS * 1.1)
         self.lost.set()
         raise RedisConnectionError
 
-    async def ping(self) -> None:
+    async def ping(self, message: bytes = b"") -> None:
+        if message == READY:
+            self.answered.set()
+            return
         await self.lost.wait()
         raise AttributeError
 
