@@ -1,5 +1,6 @@
 """`python -m bench run` measures; `python -m bench report` writes docs/performance.md.
 `python -m bench capacity` measures what a unit of work costs; `python -m bench plan` uses it.
+`python -m bench takeover` measures how long `sottovoce migrate` keeps an application waiting.
 """
 
 import gc
@@ -25,6 +26,7 @@ from bench.report import write_report
 from bench.results import Results, Run, Sample, newest, read_run, write_run
 from bench.scenarios import Plan, connect, fanout, idle, pairs, requests
 from bench.subjects import ROOT, SUBJECTS, WORK
+from bench.takeover.command import takeover
 from bench.verdict import verdict
 
 SCENARIOS = {module.NAME: module for module in (fanout, pairs, idle, connect, requests)}
@@ -40,6 +42,7 @@ cli = typer.Typer(add_completion=False, help=__doc__)
 cli.command()(capacity)
 cli.command()(capacity_report)
 cli.command("plan")(plan_command)
+cli.command()(takeover)
 console = Console(stderr=True, soft_wrap=True, highlight=False)
 
 

@@ -186,7 +186,8 @@ class Chat:
         return row
 
     def log_lines(self, event: str) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in self.log.read_bytes().splitlines() if line]
+        raw = self.log.read_bytes().splitlines()
+        lines = [json.loads(line) for line in raw if line.startswith(b"{")]
         return [line for line in lines if line.get("event") == event]
 
 

@@ -139,17 +139,24 @@ def running_server(
 
 
 @contextmanager
-def running_serve(environ: dict[str, str], log_file: Path) -> Iterator[str]:
-    """`sottovoce serve` on a free port while the block lasts: its URL, once it is ready.
+def running_serve(
+    environ: dict[str, str], log_file: Path, *options: str, port: int = 0
+) -> Iterator[str]:
+    """`sottovoce serve` while the block lasts: its URL, once it is ready.
 
     Args:
         environ: all of it; see `clean_environment`.
         log_file: what it and its workers print.
+        options: more of the command's.
+        port: 0 chooses a free one.
     """
-    arguments = ["serve", "--host", "127.0.0.1", "--port", "0", *WIRE.options.arguments()]
+    arguments = ["serve", "--host", "127.0.0.1", "--port", str(port), *options]
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            [*COMMAND, *arguments], env=environ, stdout=log, stderr=subprocess.STDOUT
+            [*COMMAND, *arguments, *WIRE.options.arguments()],
+            env=environ,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
     try:
         yield _wait_for_url(process, log_file)

@@ -1,0 +1,1 @@
+"""What a running application feels of `sottovoce migrate`: `python -m bench takeover`."""
