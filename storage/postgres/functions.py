@@ -144,7 +144,10 @@ def _places(catalog: Catalog) -> dict[str, str]:
         # Channels
         "identifier": identifiers[0],
         "identifiers": ", ".join(identifiers),
-        "identifier_values": ", ".join("of_identifier" for _ in identifiers),
+        "identifier_values": ", ".join(
+            _cut(channels.get(name), "of_identifier") for name in identifiers
+        ),
+        "channel_name": _cut(channels.get("channel_name"), "of_name"),
         "active": _label(channels.get("status"), "active"),
         "preview_length": str(_shorter(PREVIEW_LENGTH, channels.get("last_message_preview"))),
         "therapist_unread": therapist_unread,
@@ -155,10 +158,12 @@ def _places(catalog: Catalog) -> dict[str, str]:
         "more_values": "".join(f", {value}" for value in more.values()),
         "sent": _label(messages.get("status"), "SENT"),
         "message_type": _label_of(messages.get("message_type"), "f.message_type"),
-        "author_email": _cut(messages.get("author_email"), "f.author_email"),
-        "author_name": _cut(messages.get("author_name"), "f.author_name"),
-        "their_author_email": _cut(messages.get("author_email"), "author.email"),
-        "their_author_name": _cut(messages.get("author_name"), "author.name"),
+        "author_email": _given(messages.get("author_email"), "f.author_email"),
+        "author_name": _given(messages.get("author_name"), "f.author_name"),
+        "their_author_email": _given(messages.get("author_email"), "author.email"),
+        "their_author_name": _given(messages.get("author_name"), "author.name"),
+        "email_of_p": _cut(messages.get("author_email"), "p.email"),
+        "email_of_person": _cut(messages.get("author_email"), "person.email"),
         "new_message_id": new_message_id.replace("row.", "NEW."),
         "old_message_id": new_message_id.replace("row.", "m."),
         "search_path": ", ".join([*schemas, "pg_temp"]),
@@ -212,6 +217,13 @@ def _cut(column: Column | None, expression: str) -> str:
     if column is None or column.length is None:
         return expression
     return f"left({expression}, {column.length})"
+
+
+def _given(column: Column | None, expression: str) -> str:
+    """A text that the column has room for; an empty one is NULL where the column takes that, for a
+    column or domain of e-mail addresses may refuse it."""
+    text = _cut(column, expression)
+    return text if column is not None and column.not_null else f"nullif({text}, '')"
 
 
 def _label(column: Column | None, word: str) -> str:

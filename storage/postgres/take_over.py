@@ -282,8 +282,11 @@ def _index_steps(catalog: Catalog, indexes: Sequence[NewIndex]) -> list[Step]:
         table = catalog.tables.get(index.table)
         if table is not None and (
             table.has_index(*index.columns, unique=index.unique)
-            # Of people the main application may have its own; they are not always ours to alter.
-            or (index.table in ("users", "therapists") and not table.owned)
+            # People may be elsewhere (a chat_people of the deployment's own), or not ours to alter.
+            or (
+                index.table in ("users", "therapists")
+                and not (table.owned and set(index.columns) <= set(table.columns))
+            )
         ):
             continue
         found.append(

@@ -52,7 +52,7 @@ written AS (
     SELECT DISTINCT ON (placed.id) placed.id AS row_id, person.*
     FROM placed JOIN person ON person.channel_id = placed.channel_id
     WHERE CASE WHEN placed.sender_id IS NULL
-               THEN lower(person.email) = lower(placed.author_email::text)
+               THEN lower(@email_of_person@) = lower(placed.author_email::text)
                ELSE person.user_id = placed.sender_id END
 )
 UPDATE chat_messages m SET

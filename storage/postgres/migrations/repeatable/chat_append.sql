@@ -125,7 +125,14 @@ BEGIN
                 ELSE 'stored' END,
            coalesce(k.seq, f.seq), coalesce(k.id, n.id), coalesce(k.message_id, f.message_id),
            (extract(epoch FROM coalesce(@known_sent_at@, f.stored_at)) * 1000)::bigint,
-           coalesce(k.author_email, @author_email@), coalesce(k.author_name, @author_name@),
+           -- As chat_history has them.
+           CASE WHEN k.ord IS NULL THEN coalesce(@author_email@, '')
+                ELSE coalesce(k.author_email, '') END,
+           CASE WHEN k.ord IS NULL THEN concat_ws(' ', nullif(f.first_name, ''),
+                                                  nullif(f.last_name, ''))
+                WHEN k.author_first_name IS NULL THEN coalesce(k.author_name, '')
+                ELSE concat_ws(' ', nullif(k.author_first_name, ''),
+                               nullif(k.author_last_name, '')) END,
            CASE WHEN k.ord IS NULL THEN f.first_name
                 ELSE coalesce(k.author_first_name, split_part(k.author_name, ' ', 1), '') END,
            CASE WHEN k.ord IS NULL THEN f.last_name

@@ -9,7 +9,7 @@ LANGUAGE sql VOLATILE AS $$
             @identifiers@, therapist_id, prospect_user_id, status, channel_name,
             created_at, updated_at)
         VALUES (
-            @identifier_values@, of_therapist_id, of_prospect_user_id, @active@, of_name,
+            @identifier_values@, of_therapist_id, of_prospect_user_id, @active@, @channel_name@,
             @created_at@, @updated_at@)
         ON CONFLICT (therapist_id, prospect_user_id) DO NOTHING
         RETURNING chat_channels.id

@@ -13,7 +13,11 @@ RETURNS TABLE (
 LANGUAGE sql STABLE AS $$
     SELECT m.seq, m.id::bigint, m.message_id::text, m.sender_id::bigint, m.client_message_id::text,
            coalesce(m.content::text, ''),
-           coalesce(m.author_email::text, ''), coalesce(m.author_name::text, ''),
+           coalesce(m.author_email::text, ''),
+           -- The two parts are whole where the column for both was too short.
+           CASE WHEN m.author_first_name IS NULL THEN coalesce(m.author_name::text, '')
+                ELSE concat_ws(' ', nullif(m.author_first_name, ''), nullif(m.author_last_name, ''))
+           END,
            coalesce(m.author_first_name, split_part(m.author_name::text, ' ', 1), ''),
            coalesce(m.author_last_name,
                     substr(m.author_name::text, nullif(strpos(m.author_name::text, ' '), 0) + 1), ''),

@@ -28,7 +28,7 @@ BEGIN
     INTO author
     FROM unnest(ARRAY[channel.prospect_user_id::bigint, channel.therapist_user_id::bigint]) AS one
     CROSS JOIN LATERAL chat_people(NULL, one) p
-    WHERE CASE WHEN NEW.sender_id IS NULL THEN lower(p.email) = lower(NEW.author_email::text)
+    WHERE CASE WHEN NEW.sender_id IS NULL THEN lower(@email_of_p@) = lower(NEW.author_email::text)
                ELSE p.user_id = NEW.sender_id END
     LIMIT 1;
     IF FOUND THEN
