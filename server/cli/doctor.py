@@ -29,7 +29,7 @@ from server.cli.ready import NotRunning, read_ready
 from server.cli.token import sign
 from server.logs import configure_logging
 from server.settings import Settings, SettingsError, load_settings
-from storage.postgres.migrate import MigrationError, pending
+from storage.postgres.migrate import MigrationError, pending, unmet_for_serving
 from storage.postgres.unreachable import why_unreachable
 from storage.redis.evictions import command
 from storage.redis.url import connected
@@ -39,8 +39,6 @@ CLIENT_SECONDS = 4  # one connection or command: less, so that a client can say 
 ONCE_SECONDS = 0.5  # in which a message that came would come a second time
 
 REQUIRED = [field.encode_name for field in msgspec.structs.fields(Settings) if field.required]
-MAIN_TABLES = ["users", "therapists", "employers"]
-CHAT_TABLES = ["chat_channels", "chat_messages", "chat_audit", "chat_tickets"]
 TRIGGERS = {"chat_audit_no_change", "chat_audit_no_truncate"}
 
 
@@ -291,21 +289,14 @@ class Doctor:
 
     def _ask_tables(self) -> str:
         try:
+            unmet = unmet_for_serving(self._target.conninfo)
             missing = pending(self._target.conninfo)
-            with self._connect() as connection:
-                absent = [
-                    table
-                    for table in MAIN_TABLES + CHAT_TABLES
-                    if connection.execute("SELECT to_regclass(%s)", [table]).fetchone() == (None,)
-                ]
-        except (MigrationError, psycopg.Error):
+        except MigrationError:
             raise Fault("they cannot be looked at", "may DB_USER read them?") from None
         if missing:
-            raise Fault(f"not migrated: {', '.join(missing)}", "sottovoce migrate")
-        if absent:
-            raise Fault(
-                f"migrated once, and now missing: {', '.join(absent)}", "restore them from a backup"
-            )
+            unmet.append(f"not migrated: {', '.join(missing)}")
+        if unmet:
+            raise Fault("; ".join(unmet), "sottovoce migrate, or as each of them says")
         return "all there and migrated"
 
     async def _audit(self) -> str:

@@ -24,7 +24,7 @@ import psycopg
 
 from storage.postgres.catalog import Catalog, decode_catalog
 from storage.postgres.queries import QUERIES
-from storage.postgres.requirements import is_own, unmet_by_tables
+from storage.postgres.requirements import is_own, unmet_by_server, unmet_by_tables
 from storage.postgres.take_over import (
     MOMENT,
     Blocked,
@@ -164,6 +164,20 @@ def pending(conninfo: str | dict[str, Any]) -> list[str]:
         return [step.name for step in _plan(connection, read_catalog(connection))]
 
 
+def unmet_for_serving(conninfo: str | dict[str, Any]) -> list[str]:
+    """Why a request of this role could not succeed, a sentence each; and twins of Clerk ids, which
+    only rows can tell. Reads only.
+
+    Raises:
+        MigrationError: the database does not answer or refuses.
+    """
+    with _connected(conninfo) as connection:
+        catalog = read_catalog(connection)
+        known = [migration.number for migration in migrations()]
+        findings = unmet_by_server(catalog, applied=applied(connection, catalog), known=known)
+        return findings or list(_unmet_by_rows(connection, catalog))
+
+
 def read_catalog(connection: Connection) -> Catalog:
     """What the database says of itself.
 
@@ -193,33 +207,37 @@ def unmet(connection: Connection, catalog: Catalog) -> list[str]:
     Raises:
         MigrationError
     """
-    own_people = is_own(catalog, "chat_people")
     findings = unmet_by_tables(
         catalog,
         fresh=_is_fresh(catalog),
         adopted=_TAKEN_OVER in applied(connection, catalog),
-        own_people=own_people,
+        own_people=is_own(catalog, "chat_people"),
     )
-    if findings:
-        return findings
+    return findings or list(_unmet_by_rows(connection, catalog))
+
+
+def _unmet_by_rows(connection: Connection, catalog: Catalog) -> Iterator[str]:
     with _explained("the tables cannot be read"):
         channels = catalog.tables.get("chat_channels")
         if channels and not channels.has_index("therapist_id", "prospect_user_id", unique=True):
             row = connection.execute(_TWINS).fetchone()
             if row is not None and row[0]:
                 ids = ", ".join(str(channel) for pair in row[1] for channel in pair)
-                findings.append(
+                yield (
                     f"pairs of therapist and prospect with more than one channel: {row[0]} "
                     f"(chat_channels.id of five at most: {ids}); merge each pair's channels"
                 )
         users = catalog.tables.get("users")
-        if users and not own_people and not users.has_index("clerk_id", unique=True):
+        if (
+            users
+            and not is_own(catalog, "chat_people")
+            and not users.has_index("clerk_id", unique=True)
+        ):
             shared = _one(connection, _SHARED_CLERK_IDS)
             if shared:
-                findings.append(
+                yield (
                     f"users.clerk_id: {shared} Clerk ids have more than one row; one must remain"
                 )
-    return findings
 
 
 def migrations() -> list[Migration]:
