@@ -221,7 +221,8 @@ class Application:
         if route.method == "GET" and route is not routes.STREAM:
             methods.append("HEAD")
         if request.method == "OPTIONS":
-            await preflight(methods, extra)(send)
+            allowed = service.settings.allowed_headers
+            await preflight(methods, extra, allowed_headers=allowed)(send)
             return None
         if request.method not in methods:
             allow = ", ".join(methods).encode()

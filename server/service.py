@@ -1,5 +1,6 @@
 """The parts of one worker, put together, and what every handler asks of them."""
 
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,8 +15,9 @@ from server.auth.access import Gate, Permit
 from server.auth.clerk import Claims, TokenRefused, TokenVerifier
 from server.auth.credentials import (
     BadCredential,
+    Credential,
     TokenInUrl,
-    find_credential,
+    find_credentials,
     is_foreign_page,
     origin_matches,
 )
@@ -94,7 +96,7 @@ class Service:
             StoreUnavailable: a ticket could not be looked up.
         """
         try:
-            credential = find_credential(
+            found = find_credentials(
                 request.headers,
                 request.query_string,
                 publishable_key=self.settings.clerk_publishable_key,
@@ -104,22 +106,38 @@ class Service:
             raise Problem("TOKEN_IN_URL") from None
         except BadCredential:
             raise Problem("UNAUTHENTICATED") from None
-        if credential is None:
-            raise Problem("UNAUTHENTICATED")
-        if credential.kind == "ticket":
-            claims = await self._redeem(credential.value)
-        else:
+        claims, expired_for = None, math.inf
+        for credential in found:
             try:
-                claims = await self._verifier.verify(credential.value)
+                claims = await self._believe(credential)
+                break
             except TokenRefused as refused:
                 log.info("token_refused", reason=refused.reason, request_id=request.id)
-                raise _refusal(refused) from None
-            except KeysUnavailable as unavailable:
-                raise StoreUnavailable(unavailable.retry_after) from None
+                if refused.expired_for is None:
+                    raise Problem("UNAUTHENTICATED") from None
+                expired_for = min(expired_for, refused.expired_for)
+        if claims is None:
+            if expired_for < MAX_EXPIRED_SECONDS:
+                raise Problem("TOKEN_EXPIRED", retry_after=RENEWAL_SECONDS)
+            raise Problem("UNAUTHENTICATED")
         request.subject, request.impersonator = claims.subject, claims.actor
         if credential.kind == "cookie":
             self._require_our_page(request, for_stream=for_stream)
         return claims
+
+    async def _believe(self, credential: Credential) -> Claims:
+        """The session that a credential stands for.
+
+        Raises:
+            TokenRefused, StoreUnavailable
+            Problem: UNAUTHENTICATED, for a ticket.
+        """
+        if credential.kind == "ticket":
+            return await self._redeem(credential.value)
+        try:
+            return await self._verifier.verify(credential.value)
+        except KeysUnavailable as unavailable:
+            raise StoreUnavailable(unavailable.retry_after) from None
 
     def _require_our_page(self, request: Request, *, for_stream: bool) -> None:
         """A browser sends a cookie whichever page asks.
@@ -249,13 +267,6 @@ FINISH_SECONDS = 3.0
 
 COUNT_SECONDS = 1.0
 """Between two counts of tasks and connections, which take some microseconds."""
-
-
-def _refusal(refused: TokenRefused) -> Problem:
-    """What a client is told of a token that is not believed: only where it merely expired, why."""
-    if refused.expired_for is not None and refused.expired_for < MAX_EXPIRED_SECONDS:
-        return Problem("TOKEN_EXPIRED", retry_after=RENEWAL_SECONDS)
-    return Problem("UNAUTHENTICATED")
 
 
 def ticket_digest(ticket: str) -> bytes:

@@ -26,6 +26,8 @@ class About(NamedTuple):
 
 Text = Annotated[str, Meta(min_length=1)]
 Names = tuple[Text, ...]
+HeaderNames = tuple[Annotated[str, Meta(pattern=r"\A[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")], ...]
+"""Tokens of RFC 9110 §5.6.2; `*` is one, and says nothing where cookies are sent."""
 Seconds = Annotated[float, Meta(gt=0, le=7 * 86_400)]  # so that no wait is without end
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=1024)]
@@ -97,6 +99,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Names,
         About("origins, by comma", "may read cross-origin (CORS) and send with a cookie"),
     ] = setting("SOTTOVOCE_ALLOWED_ORIGINS", ())
+    allowed_headers: Annotated[
+        HeaderNames,
+        About("header names, by comma", "that pages of those origins may send besides the usual"),
+    ] = setting("SOTTOVOCE_ALLOWED_HEADERS", ())
 
     # Streams
     heartbeat_seconds: Annotated[
@@ -397,7 +403,8 @@ def _convert(raw: str, kind: Any) -> Any:
     if kind is Secret or get_args(kind)[:1] == (Secret,):
         return Secret(raw)
     if get_origin(get_args(kind)[0]) is tuple:
-        return tuple(part.strip() for part in raw.split(",") if part.strip())
+        parts = [part.strip() for part in raw.split(",") if part.strip()]
+        return msgspec.convert(parts, kind)
     return msgspec.convert(raw, kind, strict=False)
 
 
@@ -409,6 +416,8 @@ def _expected(kind: Any) -> str:
     base, *extras = get_args(kind)
     if get_origin(base) is Literal:
         return "one of " + ", ".join(get_args(base))
+    if get_origin(base) is tuple:
+        return _about(kind).unit
     limits = [
         f"{sign} {limit:g}"
         for extra in extras

@@ -1,7 +1,10 @@
 """What a request carries to say who asks: read from an ASGI scope, believed elsewhere.
 
 Nothing here knows what makes a token or a ticket valid. Bearer header, then cookie, then
-ticket: the first that is there counts, and a bad one is not made good by the next.
+ticket: the first that is there counts, and a bad one is not made good by the next. Of several
+session cookies the next is tried where the one before is genuine and has merely expired: browsers
+keep old ones beside new ones (of another path, of a parent domain, or under Clerk's other name),
+and send both. A forged one is refused whatever follows it: somebody tampers, and that must show.
 """
 
 import base64
@@ -19,6 +22,10 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 MAX_QUERY_BYTES = 4 * 1024
 """The longest that the contract needs is a ticket and a cursor: well under 200."""
+
+MAX_SESSION_COOKIES = 4
+"""How many are tried: two names, each for the host and its parent domain. Each costs a check of its
+signature, some 30 µs."""
 
 TOKEN_PARAMETERS = frozenset(
     {"token", "access_token", "jwt", "session", "__session", "authorization"}
@@ -50,10 +57,10 @@ class Credential(Confidential, frozen=True):
     value: str
 
 
-def find_credential(
+def find_credentials(
     headers: Headers, query_string: bytes, *, publishable_key: str, allow_ticket: bool
-) -> Credential | None:
-    """The credential of a request.
+) -> list[Credential]:
+    """The credentials of a request, in the order in which they are tried: one, or some cookies.
 
     An `Authorization` of another scheme is not ours (a staging site's Basic, say) and is passed
     over.
@@ -65,7 +72,7 @@ def find_credential(
         allow_ticket: whether `?ticket=` counts here.
 
     Returns:
-        None where there is none.
+        An empty list where there is none.
 
     Raises:
         TokenInUrl: whatever else there is.
@@ -78,14 +85,18 @@ def find_credential(
     if len(authorizations) > 1:
         raise BadCredential
     if authorizations and (bearer := _bearer(authorizations[0])) is not None:
-        return Credential("bearer", bearer)
+        return [Credential("bearer", bearer)]
     cookies = parse_cookies(value for name, value in fields if name == b"cookie")
-    for name in (f"__session_{cookie_suffix(publishable_key)}", "__session"):
-        if value := cookies.get(name):  # an empty one is what signing out leaves behind
-            return Credential("cookie", value)
-    if allow_ticket and ticket:
-        return Credential("ticket", ticket)
-    return None
+    sessions = [
+        value
+        for name in (f"__session_{cookie_suffix(publishable_key)}", "__session")
+        for value in cookies.get(name, ())
+        if value  # an empty one is what signing out leaves behind
+    ]
+    if sessions:
+        tried = list(dict.fromkeys(sessions))[:MAX_SESSION_COOKIES]
+        return [Credential("cookie", value) for value in tried]
+    return [Credential("ticket", ticket)] if allow_ticket and ticket else []
 
 
 def _bearer(authorization: bytes) -> str | None:
@@ -128,17 +139,17 @@ def cookie_suffix(publishable_key: str) -> str:
     return base64.urlsafe_b64encode(digest).decode()[:8]
 
 
-def parse_cookies(values: Iterable[bytes]) -> dict[str, str]:
-    """Cookies by name, as RFC 6265 §5.4 writes them; of two with one name the first counts.
+def parse_cookies(values: Iterable[bytes]) -> dict[str, list[str]]:
+    """Cookies by name, as RFC 6265 §5.4 writes them; those of one name in their order.
 
     Args:
         values: of the Cookie headers. HTTP/2 may split them (RFC 9113 §8.2.3).
     """
-    cookies: dict[str, str] = {}
+    cookies: dict[str, list[str]] = {}
     for pair in b";".join(values).decode("latin-1").split(";"):
         name, equals, value = pair.partition("=")
         if equals:
-            cookies.setdefault(name.strip(" \t"), value.strip(" \t"))
+            cookies.setdefault(name.strip(" \t"), []).append(value.strip(" \t"))
     return cookies
 
 

@@ -6,6 +6,16 @@ from server.web.request import Request, origin_header
 from server.web.response import Headers, Response
 
 MAX_AGE_SECONDS = 600
+REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "Last-Event-ID",
+    "Cache-Control",
+    "X-Requested-With",
+)
+"""The headers that a page may send. The last two say nothing to us: polyfills of `EventSource` and
+older libraries add them to every request, and would fail at the preflight without."""
 
 
 def cors_headers(request: Request, allowed: Sequence[str]) -> list[tuple[bytes, bytes]]:
@@ -21,8 +31,12 @@ def cors_headers(request: Request, allowed: Sequence[str]) -> list[tuple[bytes, 
     ]
 
 
-def preflight(methods: Sequence[str], cors: Headers) -> Response:
-    """The answer to OPTIONS: what the path takes."""
+def preflight(methods: Sequence[str], cors: Headers, *, allowed_headers: Sequence[str]) -> Response:
+    """The answer to OPTIONS: what the path takes.
+
+    Args:
+        allowed_headers: names that a page may send besides `REQUEST_HEADERS`.
+    """
     allow = ", ".join(methods).encode()
     response = Response(204, b"", content_type=b"text/plain")
     response.headers = [
@@ -30,7 +44,7 @@ def preflight(methods: Sequence[str], cors: Headers) -> Response:
         (b"access-control-allow-methods", allow),
         (
             b"access-control-allow-headers",
-            b"Authorization, Content-Type, Idempotency-Key, Last-Event-ID",
+            ", ".join([*REQUEST_HEADERS, *allowed_headers]).encode("ascii"),
         ),
         (b"access-control-max-age", b"%d" % MAX_AGE_SECONDS),
         *cors,

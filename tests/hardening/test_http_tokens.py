@@ -271,6 +271,37 @@ def test_a_page_of_another_site_opens_no_stream_with_a_cookie(chat: Chat, pair: 
             events.connected()
 
 
+def test_a_cookie_that_merely_expired_does_not_hide_the_next(chat: Chat, pair: Pair):
+    """Browsers keep an old one beside the new one, of another path or a parent domain."""
+    good = chat.token(pair.prospect)
+    old = chat.token(pair.prospect, exp=int(time.time()) - 3600)
+    older = chat.token(pair.prospect, exp=int(time.time()) - 7 * 86_400)
+    for cookie in (
+        f"__session={old}; __session={good}",
+        f"{SUFFIXED}={old}; __session={good}",
+        f"{SUFFIXED}={older}; __session={old}; __session={good}",
+    ):
+        answer = chat.client.get("/api/chat/availability", headers={"cookie": cookie})
+        assert answer.status_code == 200
+    cookie = f"__session={older}; __session={old}"
+    answer = chat.client.get("/api/chat/availability", headers={"cookie": cookie})
+    assert_401(answer, "TOKEN_EXPIRED")
+
+
+def test_a_forged_cookie_is_refused_whatever_follows_it(chat: Chat, pair: Pair):
+    good = chat.token(pair.prospect)
+    old = chat.token(pair.prospect, exp=int(time.time()) - 3600)
+    for bad in (
+        good[:-8] + "AAAAAAAA",
+        old[:-8] + "AAAAAAAA",
+        "x",
+        chat.token(pair.prospect, iss="https://clerk.evil.example", exp=int(time.time()) - 60),
+    ):
+        for cookie in (f"__session={bad}; __session={good}", f"{SUFFIXED}={bad}; __session={good}"):
+            answer = chat.client.get("/api/chat/availability", headers={"cookie": cookie})
+            assert_401(answer)
+
+
 @pytest.mark.parametrize("path", POSTS)
 def test_a_post_with_a_cookie_from_our_origin_is_taken(chat: Chat, pair: Pair, path: str):
     for origin in (APP_ORIGIN, chat.base):

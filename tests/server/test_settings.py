@@ -352,3 +352,16 @@ def test_a_chat_that_is_off_is_named_with_the_reason(value: str, why: str):
 def test_a_value_that_is_hardly_meant_so_is_named(name: str, value: str, why: str):
     found = doubts(**{name: value})
     assert list(found) == [name] and why in found[name]
+
+
+@pytest.mark.parametrize(
+    "value", ["X Trace", "X-Trace\r\nSet-Cookie: a", "X-Trace:", "X-Trace, é", "(x)", "a;b"]
+)
+def test_allowed_headers_are_header_names(value: str):
+    [finding] = findings(SOTTOVOCE_ALLOWED_HEADERS=value)
+    assert finding == "SOTTOVOCE_ALLOWED_HEADERS is wrong: expected header names, by comma"
+
+
+def test_allowed_headers_are_kept_as_they_are_written():
+    settings = load_settings({**MINIMAL, "SOTTOVOCE_ALLOWED_HEADERS": "X-Trace , traceparent,"})
+    assert settings.allowed_headers == ("X-Trace", "traceparent")

@@ -244,12 +244,19 @@ def test_only_a_configured_origin_gets_cors_headers():
 
 
 def test_a_preflight_has_no_body_and_no_content():
-    response = preflight(["OPTIONS", "GET"], [])
+    response = preflight(["OPTIONS", "GET"], [], allowed_headers=())
     assert (response.status, response.body) == (204, b"")
     names = [name for name, _ in response.headers]
     assert b"content-type" not in names
     assert b"content-length" not in names, "RFC 9110 §8.6: none with 204"
     assert b"access-control-allow-origin" not in names
+
+
+def test_a_preflight_names_the_usual_headers_and_the_configured_ones():
+    response = preflight(["OPTIONS", "GET"], [], allowed_headers=("X-Trace", "traceparent"))
+    names = dict(response.headers)[b"access-control-allow-headers"].split(b", ")
+    assert {b"Cache-Control", b"X-Requested-With", b"Last-Event-ID"} <= {*names}, "polyfills'"
+    assert names[-2:] == [b"X-Trace", b"traceparent"]
 
 
 # What is asked for

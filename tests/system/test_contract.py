@@ -747,7 +747,14 @@ def test_a_preflight_says_what_a_page_may_send(chat: Chat):
     assert answer.headers["access-control-allow-origin"] == APP_ORIGIN
     assert "POST" in answer.headers["access-control-allow-methods"]
     allowed = answer.headers["access-control-allow-headers"].lower()
-    for name in ("authorization", "content-type", "idempotency-key", "last-event-id"):
+    for name in (
+        "authorization",
+        "content-type",
+        "idempotency-key",
+        "last-event-id",
+        "cache-control",
+        "x-requested-with",
+    ):
         assert name in allowed
     assert int(answer.headers["access-control-max-age"]) > 0
 

@@ -1,5 +1,6 @@
 import contextlib
 import time
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -9,12 +10,13 @@ from hypothesis import strategies as st
 from server.auth import credentials
 from server.auth.credentials import (
     MAX_QUERY_BYTES,
+    MAX_SESSION_COOKIES,
     TOKEN_PARAMETERS,
     BadCredential,
     Credential,
     TokenInUrl,
     cookie_suffix,
-    find_credential,
+    find_credentials,
     is_foreign_page,
     origin_matches,
     parse_cookies,
@@ -26,15 +28,20 @@ SUFFIXED = f"__session_{cookie_suffix(PUBLISHABLE_KEY)}"
 TOKEN = Signer().mint()
 
 
-def find(
+def find_all(
     *headers: tuple[str, str], query: bytes | str = b"", allow_ticket: bool = False
-) -> Credential | None:
-    return find_credential(
+) -> list[Credential]:
+    return find_credentials(
         [(name.encode(), value.encode("latin-1")) for name, value in headers],
         query.encode() if isinstance(query, str) else query,
         publishable_key=PUBLISHABLE_KEY,
         allow_ticket=allow_ticket,
     )
+
+
+def find(*headers: tuple[str, str], **how: Any) -> Credential | None:
+    """The one that is tried first."""
+    return next(iter(find_all(*headers, **how)), None)
 
 
 # The Authorization header
@@ -80,6 +87,24 @@ def test_the_suffixed_cookie_comes_before_the_plain_one():
     assert find(("cookie", f"{SUFFIXED}=own")) == Credential("cookie", "own")
 
 
+def test_session_cookies_are_tried_in_their_order_each_once():
+    cookie = f"__session=a; {SUFFIXED}=; __session=b; {SUFFIXED}=own; __session=a"
+    values = [credential.value for credential in find_all(("cookie", cookie))]
+    assert values == ["own", "a", "b"]
+    assert {credential.kind for credential in find_all(("cookie", cookie))} == {"cookie"}
+
+
+def test_no_more_session_cookies_are_tried_than_a_browser_may_have():
+    cookie = "; ".join(f"__session={number}" for number in range(100))
+    values = [credential.value for credential in find_all(("cookie", cookie))]
+    assert values == [str(number) for number in range(MAX_SESSION_COOKIES)]
+
+
+def test_a_header_is_tried_alone():
+    both = ("authorization", "Bearer a"), ("cookie", "__session=b")
+    assert find_all(*both, query="ticket=c", allow_ticket=True) == [Credential("bearer", "a")]
+
+
 def test_an_empty_cookie_is_none():
     assert find(("cookie", f"{SUFFIXED}=; __session=plain")) == Credential("cookie", "plain")
     assert find(("cookie", "__session=")) is None
@@ -100,7 +125,13 @@ def test_cookies_split_over_headers_are_one_list():
 
 def test_a_cookie_ends_at_its_semicolon_and_begins_after_its_first_equals_sign():
     raw = [b" a = 1 ;b=2=3;; c;=d; \te=\t5;a=second", b'f="6"']
-    assert parse_cookies(raw) == {"a": "1", "b": "2=3", "": "d", "e": "5", "f": '"6"'}
+    assert parse_cookies(raw) == {
+        "a": ["1", "second"],
+        "b": ["2=3"],
+        "": ["d"],
+        "e": ["5"],
+        "f": ['"6"'],
+    }
 
 
 def test_a_cookie_that_only_holds_ours_in_its_value_is_not_ours():
@@ -110,8 +141,8 @@ def test_a_cookie_that_only_holds_ours_in_its_value_is_not_ours():
 
 @given(st.lists(st.binary(max_size=60), max_size=4))
 def test_any_bytes_are_cookies_or_none(values: list[bytes]):
-    for name, value in parse_cookies(values).items():
-        assert ";" not in name + value
+    for name, found in parse_cookies(values).items():
+        assert ";" not in name + "".join(found)
         assert "=" not in name
 
 
