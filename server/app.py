@@ -46,7 +46,6 @@ class Application:
         self._settings: Settings | None = None
         """Once they are read; they outlive the service."""
         self._service: Service | None = None
-        self._keys: KeySource | None = None
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,9 +75,11 @@ class Application:
         await self._serve_request(scope, receive, send, full=True)
 
     @property
-    def ready(self) -> bool:
-        """Whether anybody can be let in."""
-        return self._keys is not None and self._keys.known
+    def unready(self) -> list[str]:
+        """Why no request could succeed now, a sentence each, free of secrets; empty: it could."""
+        return (
+            ["the application has not started"] if self._service is None else self._service.unready
+        )
 
     async def drain(self, *, refuse: bool) -> None:
         """End all streams over the settings' drain time, and let requests finish. Bounded;
@@ -109,7 +110,6 @@ class Application:
             if settings.clerk_jwt_key
             else RemoteKeys(jwks_url(settings.issuer))
         )
-        self._keys = keys
         async with trio.open_nursery() as services:
             self._service = await services.start(_hold, settings, keys)
             try:

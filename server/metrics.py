@@ -14,6 +14,11 @@ BUILD_INFO = Gauge(
     multiprocess_mode="livemax",  # not a sum: a deployment of four workers has one version
 )
 BUILD_INFO.labels(VERSION, platform.python_version()).set(1)
+READY = Gauge(
+    "sottovoce_ready",
+    "1 while a request could succeed, the least of all workers, looked at each second",
+    multiprocess_mode="livemin",
+)
 CONNECTIONS_OPEN = Gauge(
     "sottovoce_connections_open", "Connections now open", multiprocess_mode="livesum"
 )

@@ -28,7 +28,7 @@ from server.live.catch_up import CatchUp
 from server.live.clock import Clock
 from server.live.connection import StreamLimits
 from server.live.hub import Hub
-from server.metrics import TASKS
+from server.metrics import READY, TASKS
 from server.settings import Settings
 from server.web.problems import Problem
 from server.web.rate import SendRate
@@ -190,9 +190,19 @@ class Service:
             for stream in self.hub.all_streams():
                 stream.end(ClosingReason.CHAT_DISABLED)
 
+    @property
+    def unready(self) -> list[str]:
+        """Why no request could succeed now, a sentence each, free of secrets; empty: it could.
+
+        Redis is not asked about: without it everything works, some of it by a longer way.
+        """
+        keys = [] if self.keys.known else ["the issuer's keys are not known"]
+        return [*keys, *self.store.unready]
+
     async def serve_counts(self) -> None:
         """Count, until cancelled, what nobody else can: another worker may answer the scrape."""
         while True:
+            READY.set(0 if self.unready else 1)
             TASKS.set(trio.lowlevel.current_statistics().tasks_living)
             self.store.count_connections()
             await trio.sleep_until((trio.current_time() // COUNT_SECONDS + 1) * COUNT_SECONDS)

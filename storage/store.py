@@ -605,6 +605,15 @@ class Store:
             log.warning("epoch_over", epoch=self.epoch, next_epoch=epoch)
             self.over.set()
 
+    @property
+    def unready(self) -> tuple[str, ...]:
+        """Why no request could succeed now, a sentence each, free of secrets; empty: it could."""
+        if self.postgres.up and self.unmet is not None:
+            return self.unmet
+        if (why := self._pool.unreachable) is not None:
+            return (str(why),)
+        return ("the database does not answer",)
+
     async def check_requirements(self) -> None:
         """Find out whether a request would succeed in this database, and keep it in `unmet`.
 
@@ -615,12 +624,20 @@ class Store:
             StoreUnavailable: PostgreSQL does not answer; what was known stays.
         """
         try:
-            catalog = decode_catalog((await self._pool.fetch("catalog"))[0][0])
-            applied = {row[0] for row in await self._pool.fetch("applied")}
+            rows = await self._pool.fetch("catalog", in_any_epoch=True)
+            catalog = decode_catalog(rows[0][0])
+            rows = await self._pool.fetch("applied", in_any_epoch=True)
+            applied = {row[0] for row in rows}
             found = unmet_by_server(catalog, applied=applied, known=self._migrations)
         except StatementFailed as failed:
             reason = "the database is not migrated, or this role may not read chat_migrations"
             found = [f"{reason}: run sottovoce migrate (SQLSTATE {failed.sqlstate})"]
+        if not found:
+            await self._pool.probe()
+            if self.epoch == UNKNOWN:
+                if not self.postgres.up:
+                    raise StoreUnavailable
+                found = ["chat_epoch has no row, or may not be read: run sottovoce migrate"]
         if not found:
             for name, params in (
                 ("access", ('[{"ord": 0, "clerk_id": "", "channel_id": 0}]',)),
@@ -645,7 +662,6 @@ class Store:
     async def _serve_requirements(self) -> None:
         while True:
             with suppress(StoreUnavailable):
-                await self._pool.ask_epoch()
                 await self.check_requirements()
             self._requirements_due = trio.Event()
             pause = UNMET_SECONDS if self.unmet != () else REQUIREMENTS_SECONDS
@@ -661,6 +677,7 @@ class Store:
         DEPENDENCY_UP.labels(breaker.name).set(1 if breaker.up else 0)
         DEPENDENCY_SINCE.labels(breaker.name).set(breaker.since)
         if breaker.up:
+            self._requirements_due.set()  # who comes back may not be who went
             log.info("dependency_recovered", dependency=breaker.name)
         else:
             log.warning("dependency_down", dependency=breaker.name)

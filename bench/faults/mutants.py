@@ -48,12 +48,12 @@ MUTANTS = {
                 "CREATE INDEX IF NOT EXISTS chat_messages_client_message_id",
             ),
             Patch(
-                "storage/postgres/migrations/0004_append.sql",
+                "storage/postgres/migrations/repeatable/chat_append.sql",
                 "AND m.client_message_id = a.client_message_id",
                 "AND false",
             ),
             Patch(
-                "storage/postgres/migrations/0004_append.sql",
+                "storage/postgres/migrations/repeatable/chat_append.sql",
                 "coalesce(i.client_message_id, i.message_id)",
                 "i.message_id",
             ),

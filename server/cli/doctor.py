@@ -278,11 +278,16 @@ class Doctor:
 
     def _ask_postgres(self) -> str:
         with self._connect() as connection:
-            row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+            row = connection.execute("SELECT pg_is_in_recovery(), pg_backend_pid()").fetchone()
             if row and row[0]:
                 raise Fault("it is a read-only replica", "name the primary in DB_HOST")
             version = connection.info.server_version
-        return f"PostgreSQL {version // 10000}.{version % 10000} reads and writes"
+            # A pooler gives its clients process ids that are not PostgreSQL's.
+            pooled = row is not None and row[1] != connection.info.backend_pid
+        return (
+            f"PostgreSQL {version // 10000}.{version % 10000} reads and writes"
+            f"{', through a pooler' if pooled else ''}"
+        )
 
     async def _tables(self) -> str:
         return await _in_thread(self._ask_tables)
@@ -463,7 +468,11 @@ class Doctor:
         raise Fault("the server ended it", "look at the server's log for the reason")
 
     def _connect(self) -> "psycopg.Connection[tuple[Any, ...]]":
-        options: dict[str, Any] = {"connect_timeout": CLIENT_SECONDS, "autocommit": True}
+        options: dict[str, Any] = {
+            "connect_timeout": CLIENT_SECONDS,
+            "autocommit": True,
+            "prepare_threshold": None,  # a pooler would give what is prepared to somebody else
+        }
         if isinstance(self._target.conninfo, str):
             return psycopg.connect(self._target.conninfo, **options)
         return psycopg.connect(**self._target.conninfo, **options)

@@ -23,7 +23,13 @@ from prometheus_client import multiprocess
 
 from server.engine.metrics_folder import MetricsFolder, metrics_folder
 from server.engine.options import EngineOptions
-from server.engine.worker import END_SECONDS, START_SECONDS, WRONG_SETTINGS
+from server.engine.worker import (
+    END_SECONDS,
+    MAX_REASON_BYTES,
+    READY,
+    START_SECONDS,
+    WRONG_SETTINGS,
+)
 from storage.metric_files import FOLDER, NUMBER
 
 READY_SECONDS = START_SECONDS + 15.0  # and for a slow machine to import everything
@@ -238,37 +244,43 @@ class Supervisor:
             await self._rolling.wait()
             self._rolling = trio.Event()
             for place in range(len(self._workers)):
-                if not await self._replace(place, lifeline):
-                    log.error("roll_stopped")  # the old ones go on
+                if (reason := await self._replace(place, lifeline)) is not None:
+                    log.error("roll_stopped", reason=reason)  # the old ones go on
                     break
             else:
                 log.info("rolled")
 
-    async def _replace(self, place: int, lifeline: int) -> bool:
-        """Start a worker, and once it serves retire the one in that place; whether it did.
+    async def _replace(self, place: int, lifeline: int) -> str | None:
+        """Start a worker, and once it serves retire the one in that place; or why it does not.
 
         A successor that dies while the old one drains is noticed when that has ended.
         """
         old = self._workers[place]
         if old is None or not self._serving[place]:
-            return True  # it is being replaced anyway
+            return None  # it is being replaced anyway
         try:
             successor = self._start(lifeline, "--successor")
         except OSError as error:
             log.error("worker_not_started", exc_info=error)
-            return False
-        ready = False
+            return "no process could be started"
+        said: bytes | None = None
+        code: int | None = None
         try:
             with trio.move_on_after(READY_SECONDS):
-                ready = bool(await successor.status.receive_some(1))
+                said = await successor.status.receive_some(MAX_REASON_BYTES)
         finally:
-            if not ready or self._workers[place] is not old:
-                successor.worker.kill()
-                successor.worker.wait()
+            if said != READY or self._workers[place] is not old:
+                if said != b"":  # else it is ending by itself, and its exit status says how
+                    successor.worker.kill()
+                code = successor.worker.wait()
                 self._forget(successor.worker)
                 await trio.aclose_forcefully(successor.status)
-        if not ready or self._workers[place] is not old:
-            return False
+        if said is None:
+            return f"the new worker said nothing for {READY_SECONDS:g} s"
+        if said != READY:
+            return said.decode("utf-8", "replace") or _why_ended(code)
+        if self._workers[place] is not old:
+            return "the old worker ended meanwhile"
         self._successors[place] = successor
         old.send_signal(signal.SIGUSR1)
         with trio.move_on_after(self._end_seconds):
@@ -276,7 +288,7 @@ class Supervisor:
                 await trio.sleep(POLL_SECONDS)
         if self._workers[place] is old:
             old.kill()
-        return True
+        return None
 
     def _notice_change(self) -> None:
         if not all(self._serving):
@@ -355,3 +367,9 @@ class Supervisor:
 class _Started(NamedTuple):
     worker: subprocess.Popen[bytes]
     status: trio.lowlevel.FdStream
+
+
+def _why_ended(code: int | None) -> str:
+    if code == WRONG_SETTINGS:
+        return "the new worker refuses its settings: the lines before name them"
+    return f"the new worker ended with status {code}: the lines before say why"

@@ -6,8 +6,8 @@
     SIGINT    ignored: Ctrl-C is the supervisor's, which ends its workers in order
 
 Its standard input is the supervisor's lifeline: at its end the supervisor is gone, and the
-worker drains. The descriptor `--ready-fd` says the opposite way how this worker is: a byte when
-it serves, its end when it has died.
+worker drains. The descriptor `--ready-fd` says the opposite way how this worker is: a word when
+it serves, or why it gives up, and its end when it has died.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -66,10 +66,19 @@ LIFESPAN_SECONDS = 5.0
 START_SECONDS = 30.0
 
 UNREADY_SECONDS = 1.0
-"""That a worker which cannot let anybody in waits before it accepts. It then says so itself."""
+"""How long a worker in which no request could succeed waits before it accepts. Then it accepts all
+the same: its answers and `/readyz` say what is wrong."""
 
 SUCCESSOR_SECONDS = 10.0
-"""The same for one that is to take the place of another, who can: after that it gives up."""
+"""The same for one that is to take the place of a worker that serves: after that it gives up, and
+the other one stays. A PostgreSQL or an issuer that is merely slow answers well within it."""
+
+READY = b"1"
+"""What a worker writes to `--ready-fd` when it serves. A successor that gives up writes its reasons
+there, in a line."""
+
+MAX_REASON_BYTES = 2000
+"""Of these reasons, in UTF-8: a pipe takes so much at once without a reader."""
 
 SPARE_FILES = 400
 """Of the process's limit: for PostgreSQL, Redis, who is turned away, and what Python opens."""
@@ -94,8 +103,8 @@ class Application(Protocol):
     """What a worker serves."""
 
     @property
-    def ready(self) -> bool:
-        """Whether anybody can be let in."""
+    def unready(self) -> Sequence[str]:
+        """Why no request could succeed now, a sentence each, free of secrets; empty: it could."""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None: ...
 
@@ -149,6 +158,7 @@ class Worker:
         self._successor = successor
         self._read_flag = read_flag
         self._started = False  # the application, that is
+        self._ready_fd = -1
         self._ready = False
         self._ending = trio.Event()
         self._retiring = False
@@ -169,6 +179,7 @@ class Worker:
             self.failed = True
 
     async def _serve(self, sock: socket.socket, ready_fd: int) -> None:
+        self._ready_fd = ready_fd
         install_http2()
         install_accepting()
         if self._options.engine == "ours":
@@ -191,7 +202,7 @@ class Worker:
                 return
             _calm_collector()
             self._ready = True
-            os.write(ready_fd, b"1")
+            os.write(ready_fd, READY)
             log.info("worker_ready", version=VERSION)
 
     async def _run_app(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -232,17 +243,19 @@ class Worker:
 
     async def _wait_until_ready(self) -> bool:
         """Whether to accept, then."""
-        with trio.move_on_after(SUCCESSOR_SECONDS if self._successor else UNREADY_SECONDS):
-            while not self._app.ready:  # noqa: ASYNC110 - a few times at the start
+        seconds = SUCCESSOR_SECONDS if self._successor else UNREADY_SECONDS
+        with trio.move_on_after(seconds):
+            while self._app.unready:  # noqa: ASYNC110 - a few times at the start
                 await trio.sleep(0.02)
-        if self._app.ready:
+        if not (reasons := list(self._app.unready)):
             return True
-        if self._successor:
-            log.error("successor_not_ready", seconds=SUCCESSOR_SECONDS)
-            self.failed = True
-        else:
-            log.warning("worker_not_ready", seconds=UNREADY_SECONDS)
-        return not self._successor
+        if not self._successor:
+            log.warning("worker_not_ready", seconds=seconds, reasons=reasons)
+            return True
+        log.error("successor_not_ready", seconds=seconds, reasons=reasons)
+        os.write(self._ready_fd, "; ".join(reasons).encode()[:MAX_REASON_BYTES])
+        self.failed = True
+        return False
 
     async def _until_the_end(self, nursery: trio.Nursery) -> None:
         """Hypercorn's shutdown trigger: it stops listening and closes once this returns."""

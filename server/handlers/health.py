@@ -31,6 +31,9 @@ class Readiness(msgspec.Struct, frozen=True):
     postgres: Literal["up", "down"]
     keys: Literal["known", "unknown"]
     """Of the issuer: without them nobody can be let in. Once known they stay so."""
+    database: list[str]
+    """Why a request could not succeed in it, a sentence each: it cannot be reached, is not
+    migrated, lacks a column or a right. Empty: it could."""
     since: str | None = None
     """While Redis or PostgreSQL is down: when the first of them went, ISO 8601."""
 
@@ -41,7 +44,7 @@ async def healthz(service: Service, request: Request) -> Response:  # noqa: ARG0
 
 async def readyz(service: Service, request: Request) -> Response:  # noqa: ARG001
     redis, postgres = service.store.redis.up, service.store.postgres.up
-    serves = postgres and service.keys.known and not service.draining
+    serves = not service.unready and not service.draining
     status: Literal["ready", "degraded", "unready"] = (
         "unready" if not serves else "ready" if redis else "degraded"
     )
@@ -53,6 +56,7 @@ async def readyz(service: Service, request: Request) -> Response:  # noqa: ARG00
         redis="up" if redis else "down",
         postgres="up" if postgres else "down",
         keys="known" if service.keys.known else "unknown",
+        database=list(service.store.unready),
         since=timestamp(round(min(down) * 1000)) if down else None,
     )
     return json_response(readiness, status=200 if serves else 503)

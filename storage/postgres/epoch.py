@@ -12,7 +12,8 @@ import psycopg
 from storage.postgres.migrate import CONNECT_SECONDS
 from storage.postgres.unreachable import why_unreachable
 
-_SESSION = "SET lock_timeout = '10s'; SET statement_timeout = '20s'"
+# For the transaction alone: a pooler gives the session to somebody else.
+_LIMITS = "SET LOCAL lock_timeout = '10s'; SET LOCAL statement_timeout = '20s'"
 
 # A send has read the epoch and so holds a lock on its table until it is committed: those under way
 # are waited for, and those that come find the new epoch.
@@ -52,14 +53,14 @@ def begin_epoch(conninfo: str | dict[str, Any]) -> Begun:
     Raises:
         EpochError
     """
-    keywords: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS}
+    keywords: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "prepare_threshold": None}
     text = conninfo if isinstance(conninfo, str) else ""
     if not isinstance(conninfo, str):
         keywords |= conninfo
     connection: psycopg.Connection | None = None
     try:
         with psycopg.connect(text, **keywords) as connection:
-            connection.execute(_SESSION)
+            connection.execute(_LIMITS)
             connection.execute(_LOCK)
             row = connection.execute(_BEGIN).fetchone()
     except psycopg.errors.UndefinedTable:

@@ -149,11 +149,16 @@ class Pool:
         params: Sequence[Any] | Mapping[str, Any] = (),
         *,
         seconds: float | None = None,
+        in_any_epoch: bool = False,
     ) -> list[Row]:
         """Run the statement `name` and commit it.
 
         Where a new connection may help (see `errors`), the statement is asked once more on one,
         so every statement here must bear being run twice.
+
+        Args:
+            in_any_epoch: the statement may be asked where there is no epoch, for it is about what
+                the database lacks.
 
         Raises:
             StoreUnavailable: PostgreSQL is down or hangs, no connection was free in time, or a
@@ -162,7 +167,7 @@ class Pool:
         """
         self._breaker.check()
         deadline = trio.current_time() + (seconds or self._seconds)
-        if not self._has_epoch:
+        if not self._has_epoch and not in_any_epoch:
             await self.ask_epoch()
         with POSTGRES_SECONDS.labels(name).time():
             try:
@@ -187,19 +192,21 @@ class Pool:
         return self._open
 
     async def probe(self) -> bool:
-        """Whether PostgreSQL answers, which it does with its epoch. Never raises.
+        """Whether PostgreSQL answers with its epoch. Never raises.
 
         It is called every few seconds, so an old connection is replaced from here.
         """
         deadline = trio.current_time() + min(1.0, self._seconds)
         try:
             rows = await self._try("ping", (), deadline)
-        except (StoreUnavailable, StatementFailed):
+        except StoreUnavailable:
             return False
+        except StatementFailed:
+            rows = []
         if rows:  # first: whoever waits for PostgreSQL must not find the old one
             self._has_epoch = True
             self._on_epoch(rows[0][0])
-        self._breaker.record(Event.SUCCEEDED if rows else Event.FAILED)
+        self._breaker.record(Event.SUCCEEDED)  # also without one: then it lacks something else
         self._renew()
         return bool(rows)
 
@@ -438,7 +445,8 @@ class Pool:
             case Belongs.CONTENTION:  # no news about the server
                 log.warning("postgres_busy", statement=name, sqlstate=error.sqlstate)
                 raise StoreUnavailable from None
-        log.error("statement_failed", statement=name, **describe(error))
+        if name != "ping":  # which is asked all the time: `requirements_unmet` says it once
+            log.error("statement_failed", statement=name, **describe(error))
         self.on_refused()
         raise StatementFailed(name, error.sqlstate) from None
 

@@ -38,7 +38,7 @@ async def test_the_issuers_keys_outlive_an_epoch(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(app_module, "open_service", open_service)
     app = Application(SETTINGS)
-    assert not app.ready
+    assert app.unready
     tell, told = trio.open_memory_channel[dict[str, Any]](2)
     said: list[str] = []
 

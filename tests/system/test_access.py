@@ -1,6 +1,7 @@
 """Who may do what: the table of WIRE.md, every endpoint with everybody, against a real worker."""
 
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -439,6 +440,46 @@ def test_an_open_stream_ends_when(chat: Chat, change: str):
         ("stream_opened", None, "ok"),
         ("stream_closed", reason, "ok"),
     ]
+
+
+def test_an_open_stream_ends_when_its_channel_is_blocked_and_both_can_still_read_it(chat: Chat):
+    pair = chat.pair()
+    chat.send(pair.therapist, pair.channel_id, "before")
+    for person in (pair.prospect, pair.therapist):
+        chat.database.execute(
+            "UPDATE chat_channels SET status = 'active' WHERE id = %s", (pair.channel_id,)
+        )
+        with chat.stream(pair.channel_id, person) as events:
+            events.connected()
+            chat.database.execute(
+                "UPDATE chat_channels SET status = 'BLOCKED' WHERE id = %s", (pair.channel_id,)
+            )
+            assert events.message()["text"] == "before"
+            assert_ends(events, "channel_blocked", reconnect=False)
+        for endpoint in ("stream", "send"):
+            answer = ask(chat, endpoint, Cast(person, pair))
+            assert (answer.status, answer.code) == (403, "CHANNEL_BLOCKED")
+        assert ask(chat, "get_messages", Cast(person, pair)).status == 200
+
+
+def test_an_archived_channel_is_shown_and_takes_no_message_but_one_that_it_has(chat: Chat):
+    pair = chat.pair()
+    client_id = str(uuid.uuid4())
+    body = {"channelId": pair.channel_id, "content": "before", "clientMessageId": client_id}
+
+    def send(content: dict[str, Any]) -> httpx.Response:
+        return chat.client.post("/api/chat/send", json=content, headers=chat.bearer(pair.prospect))
+
+    first = send(body)
+    chat.database.execute(
+        "UPDATE chat_channels SET status = 'archived' WHERE id = %s", (pair.channel_id,)
+    )
+    with chat.stream(pair.channel_id, pair.prospect) as events:
+        events.connected()
+        assert events.message()["text"] == "before"
+        refused = send({"channelId": pair.channel_id, "content": "after"})
+        assert (refused.status_code, refused.json()["code"]) == (403, "CHANNEL_ARCHIVED")
+        assert send(body).json() == first.json()
 
 
 def test_what_is_sent_after_the_end_of_access_is_not_seen(chat: Chat):

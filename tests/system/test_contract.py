@@ -778,6 +778,7 @@ def test_health_readiness_and_metrics_answer(chat: Chat, pair: Pair):
         "redis": "up",
         "postgres": "up",
         "keys": "known",
+        "database": [],
         "since": None,
     }
     metrics = chat.get("/metrics", None)

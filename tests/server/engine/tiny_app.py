@@ -10,7 +10,7 @@ MODE = os.environ.get("TINY", "")
 
 class TinyApp:
     enabled = True
-    ready = MODE != "unready"
+    unready = ("nobody can be let in",) if MODE == "unready" else ()
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
