@@ -2,7 +2,6 @@
 
 import math
 import random
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -109,7 +108,7 @@ class Service:
         claims, expired_for = None, math.inf
         for credential in found:
             try:
-                claims = await self._believe(credential)
+                claims = await self._believe(credential, request)
                 break
             except TokenRefused as refused:
                 log.info("token_refused", reason=refused.reason, request_id=request.id)
@@ -125,7 +124,7 @@ class Service:
             self._require_our_page(request, for_stream=for_stream)
         return claims
 
-    async def _believe(self, credential: Credential) -> Claims:
+    async def _believe(self, credential: Credential, request: Request) -> Claims:
         """The session that a credential stands for.
 
         Raises:
@@ -133,7 +132,7 @@ class Service:
             Problem: UNAUTHENTICATED, for a ticket.
         """
         if credential.kind == "ticket":
-            return await self._redeem(credential.value)
+            return await self._redeem(credential.value, request)
         try:
             return await self._verifier.verify(credential.value)
         except KeysUnavailable as unavailable:
@@ -235,9 +234,13 @@ class Service:
                 await trio.sleep(0.02)
         log.info("drained", seconds=round(trio.current_time() - started, 2), left=in_flight())
 
-    async def _redeem(self, ticket: str) -> Claims:
-        found = await self.store.redeem_ticket(ticket_digest(ticket))
-        if found is None or found.session_expires_at < time.time():
+    async def _redeem(self, ticket: str, request: Request) -> Claims:
+        assert request.path_id is not None  # only a stream takes a ticket
+        lease = self.settings.session_lease_seconds * MIN_LEASE_SHARE
+        found = await self.store.redeem_ticket(
+            ticket_digest(ticket), channel_id=request.path_id, lease=lease
+        )
+        if found is None:
             raise Problem("UNAUTHENTICATED")
         return Claims(
             subject=found.subject,
@@ -246,6 +249,11 @@ class Service:
             actor=found.impersonator,
         )
 
+
+MIN_LEASE_SHARE = 0.9
+"""Each stream's lease is shortened at random, to this share of the setting at least, so that those
+that came together do not end together. A ticket is good for the shortest one: else a stream whose
+lease has ended would come back to be ended at once, again and again."""
 
 MAX_OPENING = 400
 """Streams that read their first page at one time: as many as fill the batches twice. The others

@@ -467,7 +467,7 @@ class Store:
     # Tickets
 
     async def issue_ticket(self, digest: bytes, ticket: Ticket, *, seconds: int) -> None:
-        """Keep a ticket's digest until it is redeemed, at most `seconds`.
+        """Keep a ticket's digest. It must be used for the first time within `seconds`.
 
         Raises:
             StoreUnavailable
@@ -475,16 +475,22 @@ class Store:
         params = {"digest": digest, "seconds": seconds, **msgspec.structs.asdict(ticket)}
         await self._pool.fetch("issue_ticket", params)
 
-    async def redeem_ticket(self, digest: bytes) -> Ticket | None:
-        """What the ticket stands for, once; None for an unknown, used or old one.
+    async def redeem_ticket(self, digest: bytes, *, channel_id: int, lease: float) -> Ticket | None:
+        """What the ticket stands for; None for an unknown or old one, and for one that was used for
+        another channel.
+
+        Args:
+            channel_id: what it is used for. Its first use binds it to that channel.
+            lease: seconds that it outlives its session's token by, once it has been used.
 
         Raises:
             StoreUnavailable
         """
-        rows = await self._pool.fetch("redeem_ticket", {"digest": digest})
-        if not rows or not rows[0][4]:
+        params = {"digest": digest, "channel_id": channel_id, "lease": lease}
+        rows = await self._pool.fetch("redeem_ticket", params)
+        if not rows:
             return None
-        subject, session_id, impersonator, session_expires_at, _ = rows[0]
+        subject, session_id, impersonator, session_expires_at = rows[0]
         return Ticket(
             subject=subject,
             session_id=session_id,

@@ -157,7 +157,7 @@ def document() -> dict[str, Any]:
             },
             "/api/chat/ticket": {
                 "post": {
-                    "summary": "A one-use credential for a cross-origin EventSource",
+                    "summary": "A credential for the streams of one cross-origin EventSource",
                     "security": secured,
                     "responses": {
                         "200": _json("A ticket", _ref(replies.Ticket)),

@@ -14,7 +14,7 @@ from server.auth.clerk import Claims
 from server.live.connection import Connection, EndedEarly, Lease
 from server.live.wire import AsgiWire, Wire
 from server.metrics import STREAM_SECONDS, STREAMS_OPEN
-from server.service import Service
+from server.service import MIN_LEASE_SHARE, Service
 from server.web.problems import Problem
 from server.web.request import Request
 from server.web.response import COMMON, EVENT_STREAM, UNBUFFERED, Headers, Life, Send
@@ -95,7 +95,7 @@ class EventStream:
         settings, channel_id = service.settings, permit.channel.channel_id
         now = trio.current_time()
         session = self._claims.expires_at - time.time()
-        lease = settings.session_lease_seconds * random.uniform(0.9, 1.0)
+        lease = settings.session_lease_seconds * random.uniform(MIN_LEASE_SHARE, 1.0)
         max_age = settings.max_age_seconds * random.uniform(0.9, 1.0)
         return Connection(
             channel_id=channel_id,

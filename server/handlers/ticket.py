@@ -1,5 +1,6 @@
 """`POST /api/chat/ticket`: a credential for one cross-origin `EventSource`, which can set no
-header. It lives for half a minute, works once, and opens streams only."""
+header. It opens streams of one channel only: the first within half a minute, further ones until the
+session's lease ends, because an `EventSource` reconnects with the URL that it was made with."""
 
 import secrets
 
@@ -10,6 +11,7 @@ from server.web.response import Response, json_response
 from storage import store
 
 TICKET_SECONDS = 30
+"""How long a page may take from asking for a ticket to its stream: a slow phone's round trips."""
 
 
 async def issue_ticket(service: Service, request: Request) -> Response:

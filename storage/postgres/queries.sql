@@ -136,10 +136,15 @@ VALUES (%(digest)s, %(subject)s, %(session_id)s, %(impersonator)s,
 RETURNING 1;
 
 -- name: redeem_ticket
-DELETE FROM chat_tickets
-WHERE digest = %(digest)s
-RETURNING subject, session_id, impersonator, extract(epoch FROM session_expires_at)::float8,
-          expires_at > now();
+-- The first use binds a ticket to a channel. After it the ticket opens that channel alone, until its
+-- session's lease ends. Safe to repeat: a lost answer costs nobody their ticket.
+UPDATE chat_tickets
+SET channel_id = %(channel_id)s,
+    expires_at = CASE WHEN channel_id IS NULL
+        THEN session_expires_at + %(lease)s * interval '1 second' ELSE expires_at END
+WHERE digest = %(digest)s AND expires_at > now()
+  AND (channel_id = %(channel_id)s OR (channel_id IS NULL AND session_expires_at > now()))
+RETURNING subject, session_id, impersonator, extract(epoch FROM session_expires_at)::float8;
 
 -- name: ping
 -- Whether PostgreSQL answers, and in which epoch.

@@ -112,6 +112,7 @@ LANDED = {
     "0003_audit_and_tickets": "dcd640df96369bcf",
     "0004_append": "1353abaa9074694f",
     "0005_epoch": "8b32593db258efc3",
+    "0010_ticket_reuse": "ed05a8c2ddec9e2b",
 }
 """The SHA-256 of each numbered migration that has landed, its first 16 digits."""
 

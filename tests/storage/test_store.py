@@ -699,26 +699,57 @@ def a_ticket(**changes: Any) -> Ticket:
     return Ticket(**(fields | changes))
 
 
-async def test_a_ticket_is_good_once_on_any_worker(database: Database):
+async def test_a_ticket_opens_the_channel_of_its_first_use_on_any_worker(database: Database):
     async with opened_store(database) as one, opened_store(database) as two:
         await one.store.issue_ticket(b"digest", a_ticket(), seconds=30)
         results = await gather(
-            *(lambda n=n: (one, two)[n % 2].store.redeem_ticket(b"digest") for n in range(10))
+            *(
+                lambda n=n: (one, two)[n % 2].store.redeem_ticket(
+                    b"digest", channel_id=1 + n % 3, lease=60
+                )
+                for n in range(12)
+            )
         )
-        assert [r for r in results if r is not None] == [a_ticket()]
-        assert await one.store.redeem_ticket(b"digest") is None
+        opened = [n % 3 for n, result in enumerate(results) if result is not None]
+        assert len(opened) == 4 and len(set(opened)) == 1, "one channel's, whichever was first"
+        assert {r for r in results if r is not None} == {a_ticket()}
+
+
+async def test_a_ticket_ends_with_its_sessions_lease(database: Database):
+    soon = a_ticket(session_expires_at=time.time() + 5)
+    async with opened_store(database) as (store, _):
+        await store.issue_ticket(b"digest", soon, seconds=30)
+        assert await store.redeem_ticket(b"digest", channel_id=1, lease=60)
+        [(lives,)] = database.execute(
+            "SELECT extract(epoch FROM expires_at)::float8 FROM chat_tickets"
+        )
+        assert lives == pytest.approx(soon.session_expires_at + 60, abs=0.01)
+        assert await store.redeem_ticket(b"digest", channel_id=1, lease=600)
+        assert database.execute(
+            "SELECT expires_at > now() + interval '66 s' FROM chat_tickets"
+        ) == [(False,)], "which its later uses do not prolong"
+        over = "SET session_expires_at = now() - interval '1 s'"
+        database.execute(f"UPDATE chat_tickets {over}")
+        assert await store.redeem_ticket(b"digest", channel_id=1, lease=60), "within the lease"
+        database.execute("UPDATE chat_tickets SET expires_at = now()")
+        assert await store.redeem_ticket(b"digest", channel_id=1, lease=60) is None
+        await store.issue_ticket(b"other", soon, seconds=30)  # sweeps it
+        assert database.execute("SELECT count(*) FROM chat_tickets") == [(1,)]
+        database.execute(f"UPDATE chat_tickets {over}")
+        assert await store.redeem_ticket(b"other", channel_id=1, lease=60) is None, "a first use"
 
 
 async def test_an_old_or_unknown_ticket_is_none(database: Database):
     bare = a_ticket(session_id=None, impersonator="user_admin")
     async with opened_store(database) as (store, _):
-        assert await store.redeem_ticket(b"unknown") is None
+        how: dict[str, Any] = {"channel_id": 1, "lease": 60}
+        assert await store.redeem_ticket(b"unknown", **how) is None
         await store.issue_ticket(b"old", bare, seconds=0)
         await store.issue_ticket(b"new", bare, seconds=30)  # sweeps the old one, too
         assert database.execute("SELECT count(*) FROM chat_tickets") == [(1,)]
         await store.issue_ticket(b"old", bare, seconds=0)
-        assert await store.redeem_ticket(b"old") is None
-        assert await store.redeem_ticket(b"new") == bare
+        assert await store.redeem_ticket(b"old", **how) is None
+        assert await store.redeem_ticket(b"new", **how) == bare
 
 
 async def test_closing_the_store_ends_what_waits_on_it(database: Database):

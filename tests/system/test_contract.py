@@ -579,7 +579,8 @@ def test_availability_says_what_a_page_needs(chat: Chat):
     }
 
 
-def test_a_ticket_opens_one_stream(chat: Chat, pair: Pair):
+def test_a_tickets_stream_comes_back_with_the_same_url(chat: Chat, pair: Pair):
+    """An `EventSource` reconnects with the URL that it was made with, and its last id."""
     response = chat.post("/api/chat/ticket", pair.prospect)
     assert response.status_code == 200
     reply = response.json()
@@ -590,8 +591,54 @@ def test_a_ticket_opens_one_stream(chat: Chat, pair: Pair):
         events.connected()
         chat.send(pair.therapist, pair.channel_id, "through a ticket")
         assert events.message()["text"] == "through a ticket"
-    with chat.stream(target, None) as events:
-        assert events.status == 401, "it works once"
+        last = events.parser.last_event_id
+    chat.send(pair.therapist, pair.channel_id, "meanwhile")
+    for _ in range(3):
+        with chat.stream(target, None, {"last-event-id": last}) as events:
+            assert events.connected().message()["text"] == "meanwhile"
+
+
+def test_a_ticket_opens_no_other_channel_than_its_first(chat: Chat, pair: Pair):
+    other = chat.pair(prospect=pair.prospect)
+    ticket = chat.post("/api/chat/ticket", pair.prospect).json()["ticket"]
+    with chat.stream(f"{pair.channel_id}?ticket={ticket}", None) as events:
+        events.connected()
+    with chat.stream(f"{other.channel_id}?ticket={ticket}", None) as events:
+        assert (events.status, events.problem()["code"]) == (401, "UNAUTHENTICATED")
+    with chat.stream(f"{pair.channel_id}?ticket={ticket}", None) as events:
+        events.connected()
+
+
+def test_a_ticket_lets_nobody_in_whose_access_is_over(chat: Chat):
+    pair = chat.pair()
+    ticket = chat.post("/api/chat/ticket", pair.prospect).json()["ticket"]
+    with chat.stream(f"{pair.channel_id}?ticket={ticket}", None) as events:
+        events.connected()
+    chat.database.execute(
+        "UPDATE users SET subscription_status = null WHERE id = %s", (pair.prospect.user_id,)
+    )
+    eventually(lambda: ticket_status(chat, pair, ticket) == 403)
+
+
+def ticket_status(chat: Chat, pair: Pair, ticket: str) -> int:
+    with chat.stream(f"{pair.channel_id}?ticket={ticket}", None) as events:
+        return events.status
+
+
+def test_a_ticket_ends_with_its_sessions_lease(chat: Chat, services_folder: Path):
+    with (
+        own_valkey(services_folder) as valkey,
+        run_chat(
+            chat.database, valkey.url, services_folder, SOTTOVOCE_SESSION_LEASE_SECONDS="2"
+        ) as running,
+    ):
+        pair = running.pair()
+        headers = {
+            "authorization": f"Bearer {running.token(pair.prospect, exp=int(time.time()) + 2)}"
+        }
+        ticket = running.post("/api/chat/ticket", None, headers=headers).json()["ticket"]
+        assert ticket_status(running, pair, ticket) == 200
+        eventually(lambda: ticket_status(running, pair, ticket) == 401)
 
 
 def test_an_expired_ticket_is_refused(chat: Chat, pair: Pair):
