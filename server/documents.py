@@ -11,6 +11,7 @@ from protocol.closing import CLOSING_RULES
 from protocol.problems import PROBLEMS
 from server.routes import ROUTES
 from server.settings import describe_settings
+from storage.postgres.requirements import IDENTIFIERS, PEOPLE, THEIRS
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -47,13 +48,25 @@ def routes_table() -> str:
     return _table(("Method", "Path"), ((route.method, f"`{route.path}`") for route in ROUTES))
 
 
+def requirements_table() -> str:
+    needed: dict[str, list[str]] = {}
+    for need in (*PEOPLE, *THEIRS):
+        needed.setdefault(need.table, []).append(f"`{need.column}`")
+    needed["chat_channels"].append(" or ".join(f"`{name}`" for name in IDENTIFIERS))
+    return _table(
+        ("Table", "Columns that must be there"),
+        ((f"`{table}`", ", ".join(columns)) for table, columns in needed.items()),
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "settings": settings_table,
     "problems": problems_table,
     "closing": closing_table,
     "routes": routes_table,
+    "requirements": requirements_table,
 }
-DOCUMENTS = ("README.md", "docs/protocol.md")
+DOCUMENTS = ("README.md", "docs/protocol.md", "docs/how-to/take-over.md")
 
 
 def fill(text: str) -> str:
