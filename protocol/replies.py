@@ -98,7 +98,7 @@ class Availability(_Reply, frozen=True, kw_only=True):
 
 
 class Ticket(_Reply, frozen=True, kw_only=True):
-    """A one-use credential for a cross-origin `EventSource`: `?ticket=`."""
+    """A credential for the streams of one cross-origin `EventSource`: `?ticket=`."""
 
     ticket: str
     expires_in: int

@@ -515,8 +515,11 @@ def test_tables_of_another_schema_on_the_search_path_are_used(empty_database):
     assert empty_database.execute("SELECT count(*) FROM app.chat_messages") == [(0,)]
 
 
-def test_migrations_have_numbers_without_a_hole():
-    assert [migration.number for migration in migrations()] == list(range(1, len(NAMES) + 1))
+def test_migrations_are_in_the_order_of_their_numbers_each_once():
+    """Holes are none of a fault: branches that are made side by side reserve numbers."""
+    numbers = [migration.number for migration in migrations()]
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] == 1
 
 
 AUDIT_ROW = "INSERT INTO chat_audit (action, outcome, request_id) VALUES ('export', 'ok', 'r')"
