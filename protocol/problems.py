@@ -38,7 +38,7 @@ PROBLEMS: dict[str, ProblemKind] = {
     "INVALID_JSON": ProblemKind(400, "The body is not valid JSON"),
     "INVALID_BODY": ProblemKind(400, "The body does not have the fields that are expected"),
     "INVALID_QUERY": ProblemKind(400, "A query parameter is missing or not of its type"),
-    "INVALID_CURSOR": ProblemKind(400, "The last event id is not a cursor of this server"),
+    "INVALID_CURSOR": ProblemKind(400, "The last event id is not one that a server gives"),
     "EMPTY_MESSAGE": ProblemKind(400, "The message has no text"),
     "MESSAGE_TOO_LONG": ProblemKind(400, "The message is too long"),
     "INVALID_TEXT": ProblemKind(400, "The text has a character that cannot be stored"),
