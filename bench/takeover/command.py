@@ -96,6 +96,9 @@ def show(felt: list[Felt], limit: float, out: Console) -> None:
             ),
         )  # fmt: skip
     out.print(table)
+    for each in felt:
+        if each.held:
+            out.print(f"longest lock, {each.case}: {each.held}")
     out.print(f"limit: {limit:.0f} ms")
 
 

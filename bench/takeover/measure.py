@@ -44,7 +44,7 @@ _STRONG = (
 )
 
 _LOCKS = """
-SELECT l.pid, l.granted, l.mode, l.relation::text, a.xact_start::text,
+SELECT l.pid, l.granted, l.mode, l.relation::regclass::text, a.xact_start::text, left(a.query, 90),
        coalesce(extract(epoch FROM clock_timestamp() - l.waitstart), 0)::float8
 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
 WHERE a.datname = current_database()
@@ -71,6 +71,8 @@ class Felt(NamedTuple):
     """The longest that one of the application's connections was seen to wait for a lock."""
     longest_hold: float
     """The longest that a lock was seen on either table which readers or writers wait for."""
+    held: str
+    """That lock, and what its holder was doing."""
     status: int
     """The exit status of `sottovoce migrate`; 0 where it did not run."""
     said: list[str]
@@ -202,12 +204,13 @@ class Sampler:
     """Looks at the locks again and again, in a thread of its own.
 
     Attributes:
-        longest_wait, longest_hold: see `Felt`.
+        longest_wait, longest_hold, held: see `Felt`.
     """
 
     def __init__(self, conninfo: Mapping[str, Any], pids: Sequence[int]) -> None:
         self.longest_wait = 0.0
         self.longest_hold = 0.0
+        self.held = ""
         self._connection = psycopg.connect(**conninfo, autocommit=True)
         self._pids = frozenset(pids)
         self._held: dict[tuple[Any, ...], float] = {}
@@ -226,7 +229,7 @@ class Sampler:
         while not self._stop.wait(SAMPLE_SECONDS):
             now = time.monotonic()
             held = {}
-            for pid, granted, mode, relation, since, waited in self._connection.execute(
+            for pid, granted, mode, relation, since, query, waited in self._connection.execute(
                 _LOCKS, (list(_STRONG),)
             ):
                 if not granted:
@@ -235,7 +238,9 @@ class Sampler:
                     continue
                 key = (pid, mode, relation, since)
                 held[key] = self._held.get(key, now)
-                self.longest_hold = max(self.longest_hold, now - held[key] + SAMPLE_SECONDS)
+                took = now - held[key] + SAMPLE_SECONDS
+                if took > self.longest_hold:
+                    self.longest_hold, self.held = took, f"{mode} on {relation}: {query}"
             self._held = held
 
 
@@ -288,6 +293,7 @@ def measure(
         longest_statement=took[-1],
         longest_wait=sampler.longest_wait,
         longest_hold=sampler.longest_hold,
+        held=sampler.held,
         status=status,
         said=said,
     )

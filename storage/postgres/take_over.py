@@ -176,9 +176,11 @@ class Session:
             " round(extract(epoch FROM clock_timestamp() - a.xact_start))::integer"
             " FROM pg_stat_activity a WHERE a.pid <> pg_backend_pid() AND EXISTS ("
             " SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.granted"
-            " AND l.relation = to_regclass(%s)) AND a.xact_start IS NOT NULL"
+            " AND l.relation = to_regclass(%s))"
+            # Younger transactions are not what was waited for in vain.
+            " AND a.xact_start < clock_timestamp() - %s * interval '1 millisecond'"
             " ORDER BY a.xact_start LIMIT 3",
-            [table],
+            [table, LOCK_MILLISECONDS],
         ).fetchall()
         return [f"{name} for {seconds} s" for name, seconds in rows]
 
@@ -342,13 +344,11 @@ def _require(session: Session, table: str, columns: Sequence[str]) -> None:
     )
     for check in checks.values():
         session.briefly([], [f"ALTER TABLE {table} VALIDATE CONSTRAINT {check}"])
-    session.briefly(
-        [table],
-        [
-            f"ALTER TABLE {table} ALTER {name} SET NOT NULL, DROP CONSTRAINT {check}"
-            for name, check in checks.items()
-        ],
-    )
+    # One after the other: an ALTER TABLE with both drops the constraint first, and then reads the
+    # whole table under the lock.
+    names = ", ".join(f"ALTER {name} SET NOT NULL" for name in columns)
+    dropped = ", ".join(f"DROP CONSTRAINT {check}" for check in checks.values())
+    session.briefly([table], [f"ALTER TABLE {table} {names}", f"ALTER TABLE {table} {dropped}"])
 
 
 def _number(session: Session, catalog: Catalog) -> None:

@@ -49,7 +49,7 @@ def test_a_backup_is_waited_for_by_name_and_nobody_stands_behind_it(postgres: Em
     assert waits and all("backup" in line for line in waits[1:]), felt.said
 
 
-FINE = Felt("fine", 9.0, 900, 0, 100.0, 0.001, 0.01, 0.15, 0.1, 0.05, 0, ["applied"])
+FINE = Felt("fine", 9.0, 900, 0, 100.0, 0.001, 0.01, 0.15, 0.1, 0.05, "", 0, ["applied"])
 
 
 OVER: dict[str, Any] = {
