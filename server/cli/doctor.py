@@ -7,10 +7,9 @@ person sent is printed.
 
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -21,10 +20,22 @@ import trio
 import typer
 
 from protocol.confidential import Confidential, Secret
-from protocol.parser import EventStreamParser, ServerSentEvent
 from server.auth.clerk import TokenRefused, TokenVerifier
 from server.auth.jwks import KeySource, PemKey, RemoteKeys, fetch_jwks, jwks_url, parse_jwks
+from server.cli.checks import (
+    CLIENT_SECONDS,
+    ONCE_SECONDS,
+    Check,
+    Fault,
+    client_of,
+    code_of,
+    examine,
+    open_stream,
+    remedy_for,
+)
 from server.cli.local_issuer import SigningKey
+from server.cli.output import refuse
+from server.cli.outside import Outside, View
 from server.cli.ready import NotRunning, read_ready
 from server.cli.token import sign
 from server.logs import configure_logging
@@ -34,21 +45,8 @@ from storage.postgres.unreachable import why_unreachable
 from storage.redis.evictions import command
 from storage.redis.url import connected
 
-CHECK_SECONDS = 5.0
-CLIENT_SECONDS = 4  # one connection or command: less, so that a client can say what hung
-ONCE_SECONDS = 0.5  # in which a message that came would come a second time
-
 REQUIRED = [field.encode_name for field in msgspec.structs.fields(Settings) if field.required]
 TRIGGERS = {"chat_audit_no_change", "chat_audit_no_truncate"}
-
-
-class Fault(Exception):
-    """What is wrong, and what to do about it."""
-
-    def __init__(self, finding: str, remedy: str) -> None:
-        super().__init__(finding)
-        self.finding = finding
-        self.remedy = remedy
 
 
 class Target(Confidential, frozen=True, kw_only=True):
@@ -68,13 +66,6 @@ class Target(Confidential, frozen=True, kw_only=True):
     """A therapist's; empty if there is none."""
 
 
-class Check(NamedTuple):
-    name: str
-    look: Callable[[], Awaitable[str]]
-    needs: str | None = None
-    """The check without which this one has no sense."""
-
-
 def doctor(
     data_dir: Annotated[
         Path, typer.Option(help="Of the running dev, where the environment has no settings.")
@@ -86,6 +77,12 @@ def doctor(
         int | None,
         typer.Option(min=1, help="A channel of the token's therapist. A message is sent to it."),
     ] = None,
+    from_outside: Annotated[
+        bool,
+        typer.Option(
+            "--from-outside", help="Only what a browser reaches, through the proxies in between."
+        ),
+    ] = False,
 ) -> None:
     """Look at a deployment and name what is wrong with it.
 
@@ -93,6 +90,11 @@ def doctor(
     whose session token is in SOTTOVOCE_TOKEN. Without settings: at `sottovoce dev`.
     """
     configure_logging("console", "error")  # the lines here are ours
+    if from_outside:
+        view = _view(data_dir, base_url, channel)
+        if not trio.run(examine, Outside(view).checks()):
+            raise typer.Exit(1)
+        return
     try:
         target = _target(data_dir, base_url, channel)
     except SettingsError as error:
@@ -103,6 +105,22 @@ def doctor(
     typer.echo(f"ok   settings — {target.name}")
     if not trio.run(Doctor(target).examine):
         raise typer.Exit(1)
+
+
+def _view(data_dir: Path, base_url: str | None, channel: int | None) -> View:
+    """As the token's therapist; without one, as that of the dev server that runs."""
+    token = os.environ.get("SOTTOVOCE_TOKEN", "")
+    if not token:
+        try:
+            ready = read_ready(data_dir)
+            token = sign(SigningKey(Path(ready.jwt_key_file)), ready, "therapist")
+        except (NotRunning, OSError, ValueError):
+            pass
+        else:
+            base_url, channel = base_url or ready.base_url, channel or ready.channel_id
+    if base_url is None:
+        refuse(["--from-outside needs --base-url: the URL that browsers use"])
+    return View(base_url=base_url.rstrip("/"), channel_id=channel, token=token)
 
 
 def _target(data_dir: Path, base_url: str | None, channel: int | None) -> Target:
@@ -164,19 +182,7 @@ class Doctor:
 
     async def examine(self) -> bool:
         """Print a line for each check; whether all is well."""
-        failed: set[str] = set()
-        for check in self._checks:
-            try:
-                if check.needs in failed:
-                    raise Fault(f"not looked at: {check.needs} comes first", "as above")
-                finding = await _bounded(check.look)
-            except Fault as fault:
-                failed.add(check.name)
-                typer.echo(f"FAIL {check.name} — {fault.finding}")
-                typer.echo(f"     remedy: {fault.remedy}")
-            else:
-                typer.echo(f"ok   {check.name} — {finding}")
-        return not failed
+        return await examine(self._checks)
 
     async def _server(self) -> str:
         url = self._target.base_url
@@ -197,6 +203,7 @@ class Doctor:
             answer = await client.get("/readyz")
         try:
             ready = answer.json()
+            reasons = [str(reason) for reason in ready["database"]]
             down = [name for name in ("redis", "postgres") if ready[name] != "up"]
             down += ["keys"] if ready["keys"] != "known" else []
             status, draining = ready["status"], ready["draining"]
@@ -204,6 +211,11 @@ class Doctor:
             raise Fault("/readyz does not say", "is it sottovoce's URL?") from None
         if draining:
             raise Fault("it is shutting down", "wait, and look again")
+        if reasons and "postgres" not in down:
+            raise Fault(
+                f"no request could succeed in its database: {len(reasons)} things are missing",
+                "see the line on tables, and `requirements_unmet` in the server's log",
+            )
         if down or status != "ready":
             raise Fault(
                 f"it is {'degraded' if status == 'degraded' else 'not ready'}, "
@@ -373,10 +385,9 @@ class Doctor:
         return "verified"
 
     async def _stream(self) -> str:
-        self._need_channel()
-        began = trio.current_time()
-        async with self._client() as client, self._events(client):
-            return f"connected after {(trio.current_time() - began) * 1000:.0f} ms"
+        channel_id = self._need_channel()
+        async with self._client() as client, open_stream(client, channel_id) as stream:
+            return f"connected after {stream.connected * 1000:.0f} ms"
 
     async def _message(self) -> str:
         channel_id = self._need_channel()
@@ -385,20 +396,20 @@ class Doctor:
             "content": f"A test of the chat by its operator ({self._marker})",
             "clientMessageId": str(self._marker),
         }
-        async with self._client() as client, self._events(client) as heard:
+        async with self._client() as client, open_stream(client, channel_id) as stream:
             began = trio.current_time()
             answer = await client.post("/api/chat/send", json=body)
             if answer.status_code != 200:
                 raise Fault(
-                    f"the send got {answer.status_code} {_code_of(answer)}",
-                    _remedy_for(answer.status_code),
+                    f"the send got {answer.status_code} {code_of(answer)}",
+                    remedy_for(answer.status_code),
                 )
             sent = answer.json()["messageId"]
-            while sent not in heard:  # noqa: ASYNC110 - once in a run
+            while sent not in stream.ids:  # noqa: ASYNC110 - once in a run
                 await trio.sleep(0.01)
             milliseconds = (trio.current_time() - began) * 1000
             await trio.sleep(ONCE_SECONDS)
-        if heard.count(sent) != 1:
+        if stream.ids.count(sent) != 1:
             raise Fault("it came more than once", "this is a defect of the server: report it")
         return f"sent, and heard once after {milliseconds:.0f} ms"
 
@@ -408,7 +419,7 @@ class Doctor:
             answer = await client.get("/api/chat/export", params={"channelId": channel_id})
         if answer.status_code != 200:
             raise Fault(
-                f"it got {answer.status_code} {_code_of(answer)}", _remedy_for(answer.status_code)
+                f"it got {answer.status_code} {code_of(answer)}", remedy_for(answer.status_code)
             )
         if str(self._marker) not in answer.text:
             raise Fault("the message just sent is not in it", "report it: a defect of the server")
@@ -424,48 +435,7 @@ class Doctor:
         )
 
     def _client(self) -> httpx.AsyncClient:
-        token = self._target.token
-        return httpx.AsyncClient(
-            base_url=self._target.base_url,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=CLIENT_SECONDS,
-            trust_env=self._target.base_url.startswith("https:"),
-        )
-
-    @asynccontextmanager
-    async def _events(self, client: httpx.AsyncClient) -> AsyncIterator[list[str]]:
-        """An open stream, from its `connected` on: the ids of the messages that came so far."""
-        heard: list[str] = []
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self._listen, client, heard)
-            yield heard
-            nursery.cancel_scope.cancel()
-
-    async def _listen(
-        self,
-        client: httpx.AsyncClient,
-        heard: list[str],
-        *,
-        task_status: trio.TaskStatus[None],
-    ) -> None:
-        parser = EventStreamParser()
-        connected = False
-        async with client.stream("GET", f"/api/chat/{self._target.channel_id}") as response:
-            if response.status_code != 200:
-                await response.aread()
-                raise Fault(
-                    f"it got {response.status_code} {_code_of(response)}",
-                    _remedy_for(response.status_code),
-                )
-            async for part in response.aiter_raw():
-                for event in parser.feed(part):
-                    kind, message_id = _read_event(event)
-                    if kind == "connected" and not connected:
-                        connected = True
-                        task_status.started()
-                    elif message_id:
-                        heard.append(message_id)
-        raise Fault("the server ended it", "look at the server's log for the reason")
+        return client_of(self._target.base_url, token=self._target.token)
 
     def _connect(self) -> "psycopg.Connection[tuple[Any, ...]]":
         options: dict[str, Any] = {
@@ -478,64 +448,6 @@ class Doctor:
         return psycopg.connect(**self._target.conninfo, **options)
 
 
-async def _bounded(look: Callable[[], Awaitable[str]]) -> str:
-    """The check, in its time; whatever else it raises is a fault too.
-
-    Raises:
-        Fault
-    """
-    try:
-        with trio.fail_after(CHECK_SECONDS):
-            return await look()
-    except trio.TooSlowError:
-        error: BaseException = Fault(
-            f"nothing within {CHECK_SECONDS:g} s", "what hangs here hangs for everybody"
-        )
-    except Exception as failure:
-        error = failure
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, Fault):
-        raise error
-    if isinstance(error, httpx.HTTPError):
-        raise Fault(f"no answer ({type(error).__name__})", "see the line on the server") from None
-    raise Fault(f"it failed ({type(error).__name__})", "the lines above, or report it") from None
-
-
-def _remedy_for(status: int) -> str:
-    match status:
-        case 401:
-            return "the server has other settings than this environment: token, issuer, parties"
-        case 403:
-            return "the token must be of the therapist of --channel"
-        case 404:
-            return "turn the chat on (see flag), or make the token's user known to the database"
-        case 503:
-            return "see postgres and ready"
-        case _:
-            return "the server's log has this request"
-
-
 async def _in_thread(ask: Callable[[], str]) -> str:
     """The drivers block; a thread that hangs is left behind, and ends with the process."""
     return await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
-
-
-def _code_of(answer: httpx.Response) -> str:
-    """A problem's code, where it is one."""
-    try:
-        code = answer.json()["code"]
-    except (ValueError, KeyError, TypeError):
-        return ""
-    return code if isinstance(code, str) and code.isascii() and len(code) < 40 else ""
-
-
-def _read_event(event: ServerSentEvent) -> tuple[str, str]:
-    """(`type`, `id`) of an unnamed event's JSON, each empty where it has none."""
-    if event.event != "message":
-        return "", ""
-    try:
-        data = msgspec.json.decode(event.data)
-        return str(data.get("type", "")), str(data.get("id", ""))
-    except (msgspec.DecodeError, AttributeError):
-        return "", ""
