@@ -26,8 +26,8 @@ time, however many workers came and went."""
 KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemin", "gauge_livemax")
 """Of metrics, as prometheus_client names their files."""
 FILE_BYTES = 64 * 1024
-"""Of one file at first, which is doubled as needed. A worker's five take 320 kB at first, and 768 kB once
-every statement, route and status was seen."""
+"""How long one file is at first; it is doubled as needed. A worker's five files take 320 kB at
+first, and 768 kB once every statement, route and status was seen."""
 RETRY_SECONDS = 5.0
 """Between attempts to make a file longer on a disk that was full: each is a system call, in the
 middle of a request."""
