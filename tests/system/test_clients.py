@@ -184,6 +184,27 @@ async def test_eventsource_sees_every_message_once_whatever_is_cut(quick: Chat, 
 
 
 @pytest.mark.http1
+async def test_eventsource_with_a_ticket_comes_back_after_every_cut(quick: Chat, node_folder: Path):
+    """By itself, with the URL that it was made with."""
+    pair = quick.pair()
+    ticket = quick.post("/api/chat/ticket", pair.prospect).json()["ticket"]
+    async with open_proxy("127.0.0.1", quick.port) as proxy:
+        url = f"{WIRE.scheme}://127.0.0.1:{proxy.port}/api/chat/{pair.channel_id}?ticket={ticket}"
+        async with listen(node_folder, url, "") as listener:
+            for number in range(3):
+                await listener.until("open", number + 1)
+                await trio.to_thread.run_sync(
+                    quick.send, pair.therapist, pair.channel_id, f"m{number}"
+                )
+                await listener.until("message", number + 1)
+                proxy.cut()
+                proxy.resume()
+            await listener.until("open", 4)
+    assert [line["data"]["text"] for line in listener.messages()] == ["m0", "m1", "m2"]
+    assert not listener.of("reset")
+
+
+@pytest.mark.http1
 async def test_eventsource_resumes_after_a_drain(
     quick: Chat, node_folder: Path, services_folder: Path
 ):
