@@ -18,6 +18,7 @@ import psycopg
 import redis
 import trio
 import typer
+from psycopg.conninfo import conninfo_to_dict
 
 from protocol.confidential import Confidential, Secret
 from server.auth.clerk import TokenRefused, TokenVerifier
@@ -42,8 +43,10 @@ from server.logs import configure_logging
 from server.settings import Settings, SettingsError, load_settings
 from storage.postgres.migrate import MigrationError, pending, unmet_for_serving
 from storage.postgres.unreachable import why_unreachable
-from storage.redis.evictions import command
-from storage.redis.url import connected
+from storage.redis import Keys
+from storage.redis.examination import examine, key_pattern, rights
+from storage.redis.examination import why_unreachable as why_redis_is_unreachable
+from storage.redis.refusal import Refusal
 
 REQUIRED = [field.encode_name for field in msgspec.structs.fields(Settings) if field.required]
 TRIGGERS = {"chat_audit_no_change", "chat_audit_no_truncate"}
@@ -237,49 +240,57 @@ class Doctor:
         return "the chat is turned on"
 
     async def _redis(self) -> str:
+        url, keys = self._target.redis_url, self._keys_in_redis()
         try:
-            return await _in_thread(self._ask_redis)
-        except redis.exceptions.AuthenticationError:
-            raise Fault(
-                "it refuses the user or the password", "correct those in UPSTASH_REDIS_URL"
-            ) from None
-        except redis.exceptions.ReadOnlyError:
-            raise Fault(
-                "it is a read-only replica", "name the primary in UPSTASH_REDIS_URL"
-            ) from None
-        except redis.exceptions.ResponseError as error:
-            if isinstance(error, redis.exceptions.OutOfMemoryError):
-                raise Fault(
-                    "its memory is full", "raise maxmemory, or let it evict (allkeys-lru)"
-                ) from None
-            raise Fault(
-                "it refuses to write or publish",
-                "allow its user SET, ZADD, EXPIRE, PUBLISH and SUBSCRIBE on sottovoce's keys",
-            ) from None
+            examined = await examine(url, keys)
         except (redis.exceptions.RedisError, OSError, ValueError) as error:
             raise Fault(
-                f"it cannot be reached ({type(error).__name__})",
-                "start it, and look at UPSTASH_REDIS_URL, its TLS and the network; until then "
-                "the chat works, by the longer way",
+                f"it cannot be reached ({why_redis_is_unreachable(error)})",
+                "start it, and look at UPSTASH_REDIS_URL, the network and its TLS (redis:// is "
+                "without, rediss:// with; SSL_CERT_FILE names the CA where it is your own); until "
+                "then the chat works, by the longer way",
             ) from None
+        if examined.refusals:
+            findings, remedies = zip(*map(self._refused, examined.refusals), strict=True)
+            rules = " ".join(remedy for remedy in remedies if remedy[0] in "+~&")
+            others = [remedy for remedy in remedies if remedy[0] not in "+~&"]
+            if rules:
+                others.append(f"ACL SETUSER <its user> {rules} (all it needs: {rights(url, keys)})")
+            raise Fault("; ".join(findings), "; ".join(others))
+        return f"reads, writes, publishes and subscribes; maxmemory-policy {examined.policy}"
 
-    def _ask_redis(self) -> str:
-        with connected(
-            self._target.redis_url,
-            socket_connect_timeout=CLIENT_SECONDS,
-            socket_timeout=CLIENT_SECONDS,
-        ) as client:
-            key = f"sottovoce:doctor:{self._marker}"
-            client.set(key, "1", ex=10)
-            if client.getdel(key) != b"1":
-                raise Fault("what is written cannot be read", "is it a proxy? Name the server")
-            words = (command(self._target.redis_url), "sottovoce:doctor", "1")
-            client.execute_command(*words)  # type: ignore[no-untyped-call]
-            try:
-                policy = client.config_get("maxmemory-policy").get("maxmemory-policy", "unknown")
-            except redis.exceptions.ResponseError:  # hosted ones do not tell
-                policy = "unknown"
-        return f"reads, writes and publishes; maxmemory-policy {policy}"
+    def _keys_in_redis(self) -> Keys:
+        conninfo = self._target.conninfo
+        return Keys(conninfo_to_dict(conninfo) if isinstance(conninfo, str) else conninfo)
+
+    def _refused(self, refusal: Refusal) -> tuple[str, str]:
+        """(what it refuses, the remedy: an ACL rule, or a sentence)"""
+        pattern = key_pattern(self._keys_in_redis())
+        match refusal.what:
+            case "login":
+                remedy = "correct them in UPSTASH_REDIS_URL (percent-encoded), or the token in "
+                remedy += "UPSTASH_REDIS_REST_TOKEN (not the read-only one)"
+                return "it refuses the user or the password", remedy
+            case "command":
+                name = refusal.name or "a command of the scripts"
+                return f"its user may not run {name}", f"+{refusal.name or '@all'}"
+            case "key":
+                return f"its user may not read and write keys {pattern}", f"~{pattern}"
+            case "channel":
+                return f"its user may not use pub/sub channels {pattern}", f"&{pattern}"
+            case "unknown command":
+                return (
+                    f"it does not know {refusal.name or 'a command'}",
+                    "Redis 6.2 or later, a cluster 7 or later, or Valkey",
+                )
+            case "database":
+                return "it has no such database", "name another one in UPSTASH_REDIS_URL, or none"
+            case "memory":
+                return "its memory is full", "raise maxmemory, or let it evict (allkeys-lru)"
+            case "write":
+                return "it is a read-only replica", "name the primary in UPSTASH_REDIS_URL"
+            case _:
+                return f"its {refusal.name} is exceeded", "ask its vendor for more"
 
     async def _postgres(self) -> str:
         try:

@@ -140,7 +140,7 @@ class Cluster:
             self._doubted = trio.Event()
             try:
                 with trio.fail_after(TOPOLOGY_SECONDS):
-                    await self.bridge.run(self._ask_for_slots)
+                    await self.bridge.run(self.ask_for_slots)
             except (RedisError, RedisClusterException, OSError, trio.TooSlowError) as error:
                 refusal = refusal_of(reason(error))
                 if self.breaker.up:
@@ -199,7 +199,8 @@ class Cluster:
                 await known.disconnect_free_connections()
         return answers
 
-    async def _ask_for_slots(self) -> None:
+    async def ask_for_slots(self) -> None:
+        """Asyncio-flavoured."""
         if self.nodes:
             await self._client.nodes_manager.initialize()
         await self._client.initialize()  # the first time, or after it gave up by itself
@@ -216,7 +217,8 @@ class Cluster:
                 name: self.nodes.get(name) or self._new_node(node) for name, node in found.items()
             }
             for node in self.nodes.values():
-                if owners.get(self._client.keyslot(node.trial)) != node.name:
+                # (The empty key is in a slot, too.)
+                if not node.trial or owners.get(self._client.keyslot(node.trial)) != node.name:
                     node.trial = self._trial_key(node.name)
         self.learned.set()
 
@@ -339,8 +341,8 @@ class ClusterMessages:
         Raises:
             RedisError, OSError
         """
-        args = trial_arguments(node.trial, b"SPUBLISH")
-        await self._cluster.ask(node, [(self._write, node.trial, args)])
+        writes = trial_arguments(node.trial, b"SPUBLISH")
+        await self._cluster.ask(node, [(self._write, node.trial, args) for args in writes])
         if read:
             await self._cluster.ask(node, [(self._read, node.trial, ())])
 
@@ -367,7 +369,7 @@ class ClusterMessages:
         return await attempt(operation, node.breaker, self._seconds, bridge.run, *call)
 
 
-class _NodeFeed(Feed):
+class NodeFeed(Feed):
     """One node's. It does not know which channels are the node's: who wants them here does."""
 
     def __init__(self, cluster: Cluster, node: Node, keys: Keys, **listeners: Any) -> None:
@@ -455,6 +457,9 @@ class _NodeFeed(Feed):
                     self.late.add(channel_id)
                     self._refuse()
 
+    def _has_tried(self) -> bool:
+        return super()._has_tried() or self._refused  # by another node, of which the slot is
+
     def _refuse(self) -> None:
         self._refused = True
         self._cluster.doubt()
@@ -479,9 +484,9 @@ class ClusterFeed:
             "on_evicted": on_evicted,
             "on_missed": on_missed,
         }
-        self._wanted: dict[int, _NodeFeed | None] = {CONTROL: None}
+        self._wanted: dict[int, NodeFeed | None] = {CONTROL: None}
         """Where each channel is listened to; nowhere, while its node is not known."""
-        self._feeds: dict[str, tuple[_NodeFeed, trio.CancelScope]] = {}
+        self._feeds: dict[str, tuple[NodeFeed, trio.CancelScope]] = {}
 
     @property
     def connected(self) -> bool:
@@ -536,7 +541,7 @@ class ClusterFeed:
             self._feeds.pop(name)[1].cancel()
         for name, node in self._cluster.nodes.items():
             if name not in self._feeds:
-                feed = _NodeFeed(self._cluster, node, self._keys, **self._listeners)
+                feed = NodeFeed(self._cluster, node, self._keys, **self._listeners)
                 scope = trio.CancelScope()
                 self._feeds[name] = (feed, scope)
                 nursery.start_soon(_serve_in, scope, feed)
@@ -564,6 +569,6 @@ class ClusterFeed:
                 feed.late.add(channel_id)
 
 
-async def _serve_in(scope: trio.CancelScope, feed: _NodeFeed) -> None:
+async def _serve_in(scope: trio.CancelScope, feed: NodeFeed) -> None:
     with scope:
         await feed.serve()

@@ -38,6 +38,9 @@ DENIED_SECONDS = 5.0
 """Between tries while it is denied to us, jittered by half: only somebody's hand ends that."""
 READY = b"subscribed"
 """What the ping says that follows the first subscriptions of a connection."""
+TRIAL_CHANNEL = 0
+"""No channel has this number: it is subscribed to where that is tried out. (A node's feed has the
+channel of evictions by it.)"""
 MAX_SUBSCRIBE = 1000
 """Channels in one SUBSCRIBE."""
 CLOSE_SECONDS = 1.0
@@ -150,6 +153,32 @@ class Feed:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._deadlines.serve)
             await self._keep_connected()
+
+    async def try_out(self) -> None:
+        """Subscribe and unsubscribe, once, on a connection of its own; instead of `serve`.
+
+        Raises:
+            RedisError, OSError, trio.TooSlowError
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._serve_connection)
+                self.want(TRIAL_CHANNEL)
+                await self._until(lambda: self.connected)
+                self.drop(TRIAL_CHANNEL)
+                await self._until(lambda: not self._dropped)
+                self.want(TRIAL_CHANNEL)  # its answer comes after that to what went before
+                await self._until(self._has_tried)
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise _first_of(group) from None
+
+    def _has_tried(self) -> bool:
+        return self.hears(TRIAL_CHANNEL)
+
+    async def _until(self, done: Callable[[], bool]) -> None:
+        while not done():  # noqa: ASYNC110 - once in a run of the doctor
+            await trio.sleep(0.01)
 
     async def _keep_connected(self) -> None:
         while True:

@@ -123,8 +123,9 @@ class RecentMessages:
             RedisError, OSError
         """
         key = self._keys.trial
-        args = trial_arguments(key, b"PUBLISH")
-        await run_script(self._client, self._write, [key], args)
+        new, rebuild = trial_arguments(key, b"PUBLISH")
+        args = [*new, *rebuild[3:]]
+        await run_script(self._client, self._write, [key, key], args)
         if read:
             await run_script(self._client, self._read, [key])
 
@@ -152,10 +153,12 @@ def in_pieces(writes: Sequence[Write], size: int) -> Iterator[list[Write]]:
     yield piece
 
 
-def trial_arguments(key: bytes, publish: bytes) -> list[bytes | int]:
-    """The arguments of `write_recent.lua` for a record that is written and published, whether
-    anybody listens or not."""
-    return [1, TRIAL_SECONDS, publish, key + b":live", -1, 1, 1, b"trial"]
+def trial_arguments(key: bytes, publish: bytes) -> Iterator[list[bytes | int]]:
+    """The arguments of `write_recent.lua` for two writes: a record that is published, whether
+    anybody listens or not; then a rebuild. (A script that has removed something may go on where
+    the memory is full: so not the other way round.)"""
+    for live, besides in ((key + b":live", -1), (b"", 0)):
+        yield [1, TRIAL_SECONDS, publish, live, besides, 1, 1, b"trial"]
 
 
 def write_arguments(
