@@ -43,9 +43,7 @@ from server.logs import configure_logging
 from server.settings import Settings, SettingsError, load_settings
 from storage.postgres.migrate import MigrationError, pending, unmet_for_serving
 from storage.postgres.unreachable import why_unreachable
-from storage.redis import Keys
-from storage.redis.examination import examine, key_pattern, rights
-from storage.redis.examination import why_unreachable as why_redis_is_unreachable
+from storage.redis import Keys, examination
 from storage.redis.refusal import Refusal
 
 REQUIRED = [field.encode_name for field in msgspec.structs.fields(Settings) if field.required]
@@ -242,10 +240,10 @@ class Doctor:
     async def _redis(self) -> str:
         url, keys = self._target.redis_url, self._keys_in_redis()
         try:
-            examined = await examine(url, keys)
+            examined = await examination.examine(url, keys)
         except (redis.exceptions.RedisError, OSError, ValueError) as error:
             raise Fault(
-                f"it cannot be reached ({why_redis_is_unreachable(error)})",
+                f"it cannot be reached ({examination.why_unreachable(error)})",
                 "start it, and look at UPSTASH_REDIS_URL, the network and its TLS (redis:// is "
                 "without, rediss:// with; SSL_CERT_FILE names the CA where it is your own); until "
                 "then the chat works, by the longer way",
@@ -255,7 +253,8 @@ class Doctor:
             rules = " ".join(remedy for remedy in remedies if remedy[0] in "+~&")
             others = [remedy for remedy in remedies if remedy[0] not in "+~&"]
             if rules:
-                others.append(f"ACL SETUSER <its user> {rules} (all it needs: {rights(url, keys)})")
+                whole = examination.rights(url, keys)
+                others.append(f"ACL SETUSER <its user> {rules} (all it needs: {whole})")
             raise Fault("; ".join(findings), "; ".join(others))
         return f"reads, writes, publishes and subscribes; maxmemory-policy {examined.policy}"
 
@@ -265,7 +264,7 @@ class Doctor:
 
     def _refused(self, refusal: Refusal) -> tuple[str, str]:
         """(what it refuses, the remedy: an ACL rule, or a sentence)"""
-        pattern = key_pattern(self._keys_in_redis())
+        pattern = examination.key_pattern(self._keys_in_redis())
         match refusal.what:
             case "login":
                 remedy = "correct them in UPSTASH_REDIS_URL (percent-encoded), or the token in "

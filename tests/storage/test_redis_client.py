@@ -24,6 +24,8 @@ from storage.redis import Keys
 from storage.redis.client import open_client
 from storage.redis.recent import RecentMessages
 from storage.store import REDIS_SECONDS
+from tests.storage.stores import draft, make_rooms, opened_store
+from tests.support.services import Database
 from tests.support.wire import certificate
 
 CANARY = "canary-words"
@@ -319,3 +321,55 @@ async def test_rediss_speaks_tls_and_believes_only_who_can_prove_itself():
                     assert await opened_client.recent.probe()
         async with opened(url) as opened_client:
             assert not await opened_client.recent.probe()
+
+
+UPSTASH = "-config -info -select -client|kill -script -acl -spublish -ssubscribe -cluster -pubsub"
+"""More than Upstash's documentation says that its servers lack: see docs/how-to/redis.md."""
+
+
+async def test_over_tls_at_a_server_with_a_hosted_ones_limits_two_stores_hear_each_other(
+    folder: Path, database: Database
+):
+    """As Upstash is: TLS alone, the user `default`, one database, and a limit of a request's size,
+    over which the connection ends here."""
+    certfile, keyfile = certificate()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certfile, keyfile)
+    with EmbeddedValkey(folder / "valkey", durable=False) as server:
+        with redis.Redis.from_url(server.url) as admin:
+            admin.config_set("client-query-buffer-limit", "1mb")
+            admin.execute_command("ACL", "SETUSER", "default", *UPSTASH.split())
+
+        async def pass_on(client: trio.abc.Stream) -> None:
+            upstream = await trio.open_tcp_stream("127.0.0.1", server.port)
+            async with upstream, trio.open_nursery() as nursery:
+                nursery.start_soon(_copy, client, upstream, nursery.cancel_scope)
+                nursery.start_soon(_copy, upstream, client, nursery.cancel_scope)
+
+        (room,) = make_rooms(database)
+        async with peer(pass_on, context) as port:
+            url = f"rediss://default:{server.password}@127.0.0.1:{port}?ssl_ca_certs={certfile}"
+            async with opened_store(database, url) as one, opened_store(database, url) as two:
+                while not (one.store.feed.connected and two.store.feed.connected):
+                    await trio.sleep(0.02)
+                two.store.feed.want(room.channel_id)
+                assert await two.store.feed.listening(room.channel_id, seconds=5)
+                text = "a long word " * 600
+                records = [await one.store.append(draft(room, text)) for _ in range(50)]
+                while len(two.delivered) < len(records):
+                    await trio.sleep(0.02)
+                assert [record for _, record in two.delivered] == records
+                # All of them at once: more than a request may have.
+                writes: Any = [(room.channel_id, records, False)] * 3
+                await one.store._recent.write(writes)
+                assert await two.store._recent.read([room.channel_id]) == [records]
+                assert one.store.redis.up and two.store.redis.up
+
+
+async def _copy(source: trio.abc.Stream, sink: trio.abc.Stream, scope: trio.CancelScope) -> None:
+    try:
+        while data := await source.receive_some(65536):
+            await sink.send_all(data)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+    scope.cancel()
