@@ -184,6 +184,11 @@ class OldApplication:
         self.ledger.append(sent)
         return sent
 
+    def delete(self, sent: Sent) -> None:
+        """Delete a message for good, as a moderator would."""
+        self._execute("DELETE FROM chat_messages WHERE id = %s", (sent.row_id,))
+        self.ledger.remove(sent)
+
     def read(self, channel_id: int, count: int) -> list[Shown]:
         """The newest messages of a channel as its page shows them, oldest first."""
         rows = self._execute(self._statements.read, (channel_id, count))

@@ -203,6 +203,13 @@ class Hub:
             self._gaps.append(channel)
             self.gap_found.set()
 
+    def skip(self, channel: Channel, seq: int) -> None:
+        """No number up to `seq` that is missing here is stored any more: what follows is next.
+        Each stream sees a gap, reads what the store has, and goes on behind it. Plain."""
+        if channel.head is not None and channel.head < seq:
+            channel.head = seq
+            self._hand_out(channel, [])
+
     def joined(self, channel: Channel, seq: int) -> None:
         """A stream has read its history up to `seq`: news, if the channel knew less."""
         if channel.head is None:

@@ -637,3 +637,19 @@ def test_messages_of_a_channel_become_visible_in_their_order(beside: Beside):
         second.close()
     rows = stored(beside.database, channel)
     assert [(row.seq, row.text) for row in rows] == [(1, "one"), (2, "another"), (3, "two")]
+
+
+def test_a_message_that_the_old_application_deletes_holds_up_no_stream(beside: Beside):
+    """It leaves a hole in the numbers, which nobody fills."""
+    chat, channel = beside.chat, beside.channel
+    with chat.stream(channel.id, TESS) as stream:
+        stream.connected()
+        with beside.old.transaction():
+            first = beside.old.send(channel, "one", by_therapist=False)
+            beside.old.send(channel, "two", by_therapist=False)
+            beside.old.delete(first)
+        assert stream.next(seconds=SETTLE_SECONDS).id == "2"
+        assert chat.send(beside.prospect, channel.id, "three")["seq"] == 3
+        assert stream.next(seconds=SETTLE_SECONDS).id == "3"
+    with chat.stream(channel.id, TESS) as stream:
+        assert stream.connected().texts(2) == ["two", "three"]

@@ -49,6 +49,8 @@ class FakeStore:
         """The same, after it saw it."""
         self.down = False
         self.gone = False
+        self.deleted: frozenset[int] = frozenset()
+        """Numbers whose messages the main application has deleted."""
         self.reads: list[tuple[int | None, int]] = []
         self.looks: list[dict[int, int]] = []
         self.feed = FakeFeed()
@@ -73,7 +75,8 @@ class FakeStore:
         reset = after is not None and after > newest
         first = max(1, newest - 49) if after is None or reset else after + 1
         last = newest if after is None or reset else min(newest, after + self.page)
-        page = Page([record(n, channel_id) for n in range(first, last + 1)], newest, reset)
+        seqs = [n for n in range(first, last + 1) if n not in self.deleted]
+        page = Page([record(n, channel_id) for n in seqs], newest, reset)
         if self.takes_after:
             await trio.sleep(self.takes_after)
         self.before_answer()

@@ -101,6 +101,21 @@ async def test_word_of_what_is_not_there_is_believed_once(autojump_clock):
         nursery.cancel_scope.cancel()
 
 
+async def test_messages_that_were_deleted_are_passed_over_and_not_waited_for(autojump_clock):
+    world = World()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.catch_up.serve)
+        world.store.newest, world.store.deleted = 7, frozenset({1, 2, 4, 5})
+        world.hub.deliver([(42, record(7))])
+        await trio.sleep(1)
+        assert world.channel.head == 7
+        assert len(world.store.reads) == 2  # one for each run of them
+        assert world.channel.held is None
+        world.hub.deliver([(42, record(8))])
+        assert world.channel.head == 8
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_channel_that_is_gone_is_left_alone(autojump_clock):
     world = World()
     world.store.gone = True
