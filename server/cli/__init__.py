@@ -8,6 +8,7 @@ import typer
 from server.cli.dev import dev
 from server.cli.doctor import doctor
 from server.cli.evict import evict
+from server.cli.grants import grants
 from server.cli.migrate import migrate
 from server.cli.restored import restored
 from server.cli.seed import seed
@@ -41,7 +42,7 @@ def _options(
     pass
 
 
-for command in (serve, dev, migrate, token, seed, doctor, evict, restored):
+for command in (serve, dev, migrate, grants, token, seed, doctor, evict, restored):
     app.command()(command)
 
 

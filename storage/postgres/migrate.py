@@ -124,7 +124,7 @@ def migrate(
             fails later nothing remains, those before it do, and the next run goes on there.
     """
     deadline = time.monotonic() + wait_seconds
-    with _connected(conninfo) as connection, _locked(conninfo, deadline):
+    with connected(conninfo) as connection, _locked(conninfo, deadline):
         catalog = read_catalog(connection)
         if findings := unmet(connection, catalog):
             raise MigrationError(
@@ -132,7 +132,7 @@ def migrate(
             )
         session = Session(connection, deadline=deadline, say=say)
         done: list[str] = []
-        with _explained("chat_migrations cannot be made"):
+        with explained("chat_migrations cannot be made"):
             connection.execute(_BOOK)
         done += [_run(session, step) for step in _files(connection, catalog)]
         for following in (steps, function_steps):
@@ -147,7 +147,7 @@ def plan(conninfo: str | dict[str, Any]) -> list[Step]:
         MigrationError: the database does not answer or refuses; or what does not fit, as `migrate`
             says it.
     """
-    with _connected(conninfo) as connection:
+    with connected(conninfo) as connection:
         catalog = read_catalog(connection)
         if findings := unmet(connection, catalog):
             raise MigrationError("", None, "; ".join(findings), findings=tuple(findings))
@@ -160,7 +160,7 @@ def pending(conninfo: str | dict[str, Any]) -> list[str]:
     Raises:
         MigrationError: the database does not answer or refuses.
     """
-    with _connected(conninfo) as connection:
+    with connected(conninfo) as connection:
         return [step.name for step in _plan(connection, read_catalog(connection))]
 
 
@@ -171,7 +171,7 @@ def unmet_for_serving(conninfo: str | dict[str, Any]) -> list[str]:
     Raises:
         MigrationError: the database does not answer or refuses.
     """
-    with _connected(conninfo) as connection:
+    with connected(conninfo) as connection:
         catalog = read_catalog(connection)
         known = [migration.number for migration in migrations()]
         findings = unmet_by_server(catalog, applied=applied(connection, catalog), known=known)
@@ -184,7 +184,7 @@ def read_catalog(connection: Connection) -> Catalog:
     Raises:
         MigrationError
     """
-    with _explained("the tables cannot be looked at"):
+    with explained("the tables cannot be looked at"):
         return decode_catalog(_one(connection, QUERIES["catalog"].decode()))
 
 
@@ -196,7 +196,7 @@ def applied(connection: Connection, catalog: Catalog) -> set[int]:
     """
     if "chat_migrations" not in catalog.tables:
         return set()
-    with _explained("chat_migrations cannot be read"):
+    with explained("chat_migrations cannot be read"):
         return {row[0] for row in connection.execute(QUERIES["applied"].decode())}
 
 
@@ -217,7 +217,7 @@ def unmet(connection: Connection, catalog: Catalog) -> list[str]:
 
 
 def _unmet_by_rows(connection: Connection, catalog: Catalog) -> Iterator[str]:
-    with _explained("the tables cannot be read"):
+    with explained("the tables cannot be read"):
         channels = catalog.tables.get("chat_channels")
         if channels and not channels.has_index("therapist_id", "prospect_user_id", unique=True):
             row = connection.execute(_TWINS).fetchone()
@@ -308,7 +308,7 @@ def _apply(session: Session, migration: Migration, *, runs: bool) -> None:
 def _run(session: Session, step: Step) -> str:
     """Run a step; its name."""
     try:
-        with _explained("it failed; the next run goes on here", step.name):
+        with explained("it failed; the next run goes on here", step.name):
             step.run(session)
         return step.name
     except Blocked as blocked:
@@ -322,7 +322,7 @@ def _run(session: Session, step: Step) -> str:
 
 
 @contextmanager
-def _connected(conninfo: str | dict[str, Any]) -> Iterator[Connection]:
+def connected(conninfo: str | dict[str, Any]) -> Iterator[Connection]:
     keywords: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS}
     if isinstance(conninfo, str):
         text = conninfo
@@ -337,7 +337,7 @@ def _connected(conninfo: str | dict[str, Any]) -> Iterator[Connection]:
 
 
 @contextmanager
-def _explained(reason: str, name: str = "") -> Iterator[None]:
+def explained(reason: str, name: str = "") -> Iterator[None]:
     """Turn psycopg's errors into ours, without what they say of rows and addresses."""
     try:
         yield
@@ -355,7 +355,7 @@ def _locked(conninfo: str | dict[str, Any], deadline: float) -> Iterator[None]:
     Raises:
         MigrationError: another migration runs until the deadline.
     """
-    with _connected(conninfo) as connection, _explained("the migration lock cannot be had"):
+    with connected(conninfo) as connection, explained("the migration lock cannot be had"):
         while True:
             connection.execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0")
             # Without parameters: an extended query's portal would keep its snapshot.

@@ -215,3 +215,30 @@ SELECT json_build_object(
             'chat_mark_read', 'chat_append', 'chat_number_message', 'chat_count_message',
             'chat_audit_is_append_only'))
 )::text;
+
+-- name: holders
+-- What `sottovoce grants` needs to know besides the catalog: one JSON value
+-- (storage/postgres/grants.py).
+WITH named AS (
+    SELECT name, to_regclass(name) AS oid
+    FROM unnest(ARRAY['users', 'therapists', 'chat_channels', 'chat_messages']) AS name
+)
+SELECT json_build_object(
+    'database', current_database(),
+    'schema', current_schema(),
+    'owners', (SELECT coalesce(json_object_agg(n.name, pg_get_userbyid(r.relowner)), '{}')
+               FROM named n JOIN pg_class r ON r.oid = n.oid),
+    'superusers', (SELECT json_agg(rolname) FROM pg_roles WHERE rolsuper),
+    'roles', (SELECT json_agg(rolname) FROM pg_roles),
+    'sequences', (SELECT coalesce(json_agg(DISTINCT s.oid::regclass::text), '[]')
+        FROM named n
+        JOIN pg_attrdef a ON a.adrelid = n.oid
+        JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid
+        JOIN pg_class s ON s.oid = d.refobjid AND s.relkind = 'S'
+        WHERE n.name IN ('chat_channels', 'chat_messages')),
+    'triggers', (SELECT coalesce(json_agg(DISTINCT p.oid::regprocedure::text), '[]')
+        FROM named n
+        JOIN pg_trigger g ON g.tgrelid = n.oid AND NOT g.tgisinternal AND g.tgenabled IN ('O', 'A')
+        JOIN pg_proc p ON p.oid = g.tgfoid AND NOT p.prosecdef
+        WHERE n.name IN ('chat_channels', 'chat_messages'))
+)::text;

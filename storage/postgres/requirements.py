@@ -112,6 +112,9 @@ GIVEN = {
 }
 """The columns that a new row of ours is given a value for."""
 
+UPDATED = ("last_seq", "last_message_at", "updated_at", "last_message_preview")
+"""The columns of chat_channels that a message changes, besides the unread counts."""
+
 UNREAD = (
     ("unread_count_therapist", "unread_count_prospect"),
     ("therapist_unread", "prospect_unread"),
@@ -315,14 +318,7 @@ def _rights(catalog: Catalog, *, own_people: bool) -> Iterator[str]:
         for column_name, column in catalog.columns(name).items():
             if column_name in given and column_name != "id" and not column.may_insert:
                 yield f"no right to insert {name}.{column_name}: run sottovoce grants"
-    unread = unread_columns(catalog)
-    for column_name in (
-        "last_seq",
-        "last_message_at",
-        "updated_at",
-        "last_message_preview",
-        *unread,
-    ):
+    for column_name in (*UPDATED, *unread_columns(catalog)):
         column = catalog.columns("chat_channels").get(column_name)
         if column is not None and not column.may_update:
             yield f"no right to update chat_channels.{column_name}: run sottovoce grants"
