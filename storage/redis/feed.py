@@ -204,10 +204,9 @@ class Feed:
     def _lose(self, error: Exception) -> bool:
         """Say why the connection is lost, and tell the breaker; whether it is denied to us."""
         refusal = refusal_of(error)
-        denied = refusal is not None and refusal.lasting
-        held, self._breaker.held = self._breaker.held, denied
-        if refusal is None or not denied:
-            log.warning("feed_lost", **describe_refusal(refusal), **describe(error))
+        held, self._breaker.held = self._breaker.held, refusal is not None
+        if refusal is None:
+            log.warning("feed_lost", **describe(error))
             self._breaker.record(Event.FAILED)
         else:
             # Of a login that is refused a probe has told, too.
@@ -222,7 +221,7 @@ class Feed:
             self._breaker.record(Event.DENIED)
             for wanted in self._wanted.values():
                 wanted.give_up()
-        return denied
+        return refusal is not None
 
     async def _serve_connection(self) -> None:
         pubsub = self._client.pubsub()

@@ -199,7 +199,7 @@ async def attempt(
     except (RedisError, RedisClusterException, OSError, trio.TooSlowError) as error:
         refusal = refusal_of(error)
         # It may be read and not written: between failed writes a read always succeeds.
-        if refusal is not None and refusal.lasting:
+        if refusal is not None and (refusal.lasting or operation == "probe"):
             event = Event.DENIED
         elif isinstance(error, (RedisConnectionError, OSError)) or (
             operation == "probe" and isinstance(error, ResponseError)
