@@ -155,6 +155,12 @@ def two_servers(
         yield servers.start()
 
 
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all below it, such as PostgreSQL's."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
+
+
 @contextmanager
 def frozen(processes: list[psutil.Process]) -> Iterator[None]:
     """SIGSTOP while the block lasts: connections stay open, and nothing answers."""

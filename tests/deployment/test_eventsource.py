@@ -18,9 +18,10 @@ from typing import Any
 import httpx
 import pytest
 
+from storage.embedded import EmbeddedPostgres
 from tests.deployment.fronts import front
 from tests.deployment.parts import npm_folder, program
-from tests.deployment.servers import Servers
+from tests.deployment.servers import Servers, family, frozen
 from tests.support.chat import Pair
 from tests.support.running import wait_until
 
@@ -28,6 +29,8 @@ SCRIPT = Path(__file__).parent / "npm" / "eventsource" / "clients.mjs"
 CLIENTS = 9
 DOWN_SECONDS = 5.0
 """Long enough for everybody to ask in vain, some twice."""
+HUNG_SECONDS = 8.0
+"""Several times what a request's storage work may take."""
 SEND_SECONDS = 60.0
 CONNECT_SECONDS = 30.0
 ALL_BACK_SECONDS = 60.0
@@ -204,3 +207,14 @@ def test_all_come_back_when_both_servers_were_down(url: str, servers: Servers):
         servers.start()
         crowd.check()
         assert crowd.errors() > CLIENTS
+
+
+def test_all_come_back_after_a_roll_with_postgresql_hung(
+    url: str, servers: Servers, postgres: EmbeddedPostgres
+):
+    with listening(servers, url) as crowd:
+        with frozen(family(postgres.pid)):
+            for server in servers:
+                server.roll()
+            time.sleep(HUNG_SECONDS)
+        crowd.check()
