@@ -48,7 +48,7 @@ SELECT l.pid, l.granted, l.mode, l.relation::regclass::text, a.xact_start::text,
        coalesce(extract(epoch FROM clock_timestamp() - l.waitstart), 0)::float8
 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
 WHERE a.datname = current_database()
-  AND (NOT l.granted OR l.mode = ANY (%s) AND l.relation IN (
+  AND (NOT l.granted OR l.locktype = 'relation' AND l.mode = ANY (%s) AND l.relation IN (
        'chat_channels'::regclass, 'chat_messages'::regclass))
 """
 
