@@ -101,6 +101,9 @@ async def test_alter_tables_under_load_fail_no_send_and_no_look_up(database: Dat
         "ALTER TABLE therapists ALTER title TYPE varchar(255)",
         "ALTER TABLE chat_channels ALTER status TYPE varchar(20)",
         "ALTER TABLE chat_channels ALTER channel_identifier TYPE varchar(500)",
+        "ALTER TABLE chat_messages ALTER author_name TYPE varchar(255)",
+        "ALTER TABLE users ALTER employer_id TYPE integer",
+        "ALTER TABLE users ALTER employer_id TYPE bigint",
     )
     sent = 0
     done = False
