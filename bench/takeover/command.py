@@ -20,7 +20,7 @@ DATABASE = "takeover"
 WITHOUT_SECONDS = 20.0
 """How long the application is watched without a migration, for comparison."""
 BACKUP_SECONDS = 15.0
-"""How long a backup reads while `migrate` waits for it."""
+"""How long a backup goes on reading once `migrate` waits for it."""
 SHOWN = 6
 """Lines that are shown of what `migrate` said."""
 

@@ -53,6 +53,13 @@ WHERE a.datname = current_database()
 """
 
 
+_BLOCKED = """
+SELECT FROM pg_locks l
+WHERE NOT l.granted AND l.locktype = 'relation' AND %s = ANY (pg_blocking_pids(l.pid))
+LIMIT 1
+"""
+
+
 class Felt(NamedTuple):
     """What the application felt meanwhile. Times in seconds."""
 
@@ -246,18 +253,31 @@ class Sampler:
 
 @contextmanager
 def backup(conninfo: Mapping[str, Any], seconds: float) -> Iterator[None]:
-    """A transaction as `pg_dump` has one, for so long: it reads both tables by one snapshot."""
-    with psycopg.connect(**conninfo, application_name="backup", autocommit=True) as connection:
-        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-        connection.execute("LOCK TABLE chat_channels, chat_messages IN ACCESS SHARE MODE")
-        connection.execute("SELECT FROM chat_messages LIMIT 1")
-        timer = threading.Timer(seconds, connection.execute, ("COMMIT",))
-        timer.start()
+    """A transaction as `pg_dump` has one: it reads both tables by one snapshot, and ends `seconds`
+    after somebody first waited for it to end."""
+    left = threading.Event()
+
+    def end(reader: psycopg.Connection[Any], watcher: psycopg.Connection[Any]) -> None:
+        while not left.wait(SAMPLE_SECONDS):
+            if watcher.execute(_BLOCKED, (reader.info.backend_pid,)).fetchone() is not None:
+                left.wait(seconds)
+                break
+        reader.execute("COMMIT")
+
+    with (
+        psycopg.connect(**conninfo, application_name="backup", autocommit=True) as reader,
+        psycopg.connect(**conninfo, autocommit=True) as watcher,
+    ):
+        reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        reader.execute("LOCK TABLE chat_channels, chat_messages IN ACCESS SHARE MODE")
+        reader.execute("SELECT FROM chat_messages LIMIT 1")
+        thread = threading.Thread(target=end, args=(reader, watcher))
+        thread.start()
         try:
             yield
         finally:
-            timer.cancel()
-            timer.join()
+            left.set()
+            thread.join()
 
 
 def measure(
