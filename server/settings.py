@@ -345,7 +345,7 @@ class Doubt(NamedTuple):
 
     setting: str
     reason: str
-    """To be read after the setting's name. It never repeats the value."""
+    """The rest of the sentence that begins with the setting's name. It never repeats the value."""
 
 
 def doubtful_settings(environ: Mapping[str, str], settings: Settings) -> list[Doubt]:

@@ -24,7 +24,7 @@ death, and its counts go on in them, so that the folder has a bounded size and a
 time, however many workers came and went."""
 
 KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemin", "gauge_livemax")
-"""Of metrics, as prometheus_client names their files."""
+"""The kinds of metrics, as prometheus_client names their files."""
 FILE_BYTES = 64 * 1024
 """How long one file is at first; it is doubled as needed. A worker's five files take 320 kB at
 first, and 768 kB once every statement, route and status was seen."""

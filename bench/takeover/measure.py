@@ -29,7 +29,7 @@ TABLES = ROOT / "tests" / "support" / "layouts"
 CONNECTIONS = 8
 """The application's pool: how many statements may wait before its rate drops."""
 SAMPLE_SECONDS = 0.01
-"""Between two looks at the locks: a twentieth of what a lock may take."""
+"""How often the locks are sampled: twenty times within what a lock may take."""
 MIGRATE_SECONDS = 600.0
 """How long `sottovoce migrate` may take before it is given up."""
 PAGE = 50
@@ -79,7 +79,7 @@ class Felt(NamedTuple):
     longest_hold: float
     """The longest that a lock was seen on either table which readers or writers wait for."""
     held: str
-    """That lock, and what its holder was doing."""
+    """The name of the longest lock, and the statement that held it."""
     status: int
     """The exit status of `sottovoce migrate`; 0 where it did not run."""
     said: list[str]

@@ -187,7 +187,7 @@ def code_of(answer: httpx.Response) -> str:
 
 
 def reason_of(event: ServerSentEvent) -> str:
-    """Of a `closing` event."""
+    """Returns the reason that a `closing` event gives; empty where it gives none."""
     try:
         reason = str(msgspec.json.decode(event.data)["reason"])
     except (msgspec.DecodeError, KeyError, TypeError):

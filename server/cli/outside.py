@@ -35,7 +35,7 @@ OPERATORS = {"/metrics": "sottovoce_", "/readyz": '"postgres"', "/healthz": '"ve
 
 
 class View(Confidential, frozen=True, kw_only=True):
-    """From where it is looked at."""
+    """The server as somebody outside sees it: its address, and whose session is used."""
 
     base_url: str
     channel_id: int | None
@@ -174,7 +174,8 @@ class Outside:
         return "a stream that comes back goes on where it was"
 
     async def _cookie(self) -> str:
-        """The same send again, which stores nothing: as a browser does it, and as an old one."""
+        """Repeats the send with the cookie, as a browser does it and as an old one. It is the same
+        message, so nothing is stored."""
         url = httpx.URL(self._view.base_url)
         origin = {"Origin": f"{url.scheme}://{url.netloc.decode()}"}
         cookie = {"Cookie": f"__session={self._view.token}"}

@@ -70,15 +70,15 @@ UNREADY_SECONDS = 1.0
 the same: its answers and `/readyz` say what is wrong."""
 
 SUCCESSOR_SECONDS = 10.0
-"""The same for one that is to take the place of a worker that serves: after that it gives up, and
-the other one stays. A PostgreSQL or an issuer that is merely slow answers well within it."""
+"""How long a successor waits in that case. Then it gives up, and the worker that it was to replace
+stays. A PostgreSQL or an issuer that is merely slow answers well within it."""
 
 READY = b"1"
 """What a worker writes to `--ready-fd` when it serves. A successor that gives up writes its reasons
 there, in a line."""
 
 MAX_REASON_BYTES = 2000
-"""Of these reasons, in UTF-8: a pipe takes so much at once without a reader."""
+"""The most bytes of reasons that a successor writes: a pipe takes so much at once, unread."""
 
 SPARE_FILES = 400
 """Of the process's limit: for PostgreSQL, Redis, who is turned away, and what Python opens."""

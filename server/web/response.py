@@ -22,7 +22,7 @@ UNBUFFERED = (b"x-accel-buffering", b"no")
 
 
 def jittered(milliseconds: int) -> int:
-    """Between once and twice as long, so that many clients do not come back at once."""
+    """Returns once to twice as long, so that many clients do not come back at once."""
     return round(milliseconds * random.uniform(1.0, 2.0))
 
 
