@@ -1,5 +1,6 @@
 """Debian's Chromium, and people who talk in it on a page of the main application."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -33,12 +34,24 @@ OPEN = 1
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """A browser with an empty profile while the block lasts."""
-    with sync_playwright() as playwright:
+    with _asyncio_of_its_own(), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program("chromium"), args=FLAGS)
         try:
             yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def _asyncio_of_its_own() -> Iterator[None]:
+    """Playwright runs an event loop of asyncio beside the test. Once `trio_asyncio` is imported,
+    the policy makes loops of its kind, which cannot be run like that."""
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(before)
 
 
 class Talk:
