@@ -27,6 +27,7 @@ class BreakingPubSub:
 
     def __init__(self) -> None:
         self.answered = trio.Event()
+        self.has_answered = False
         self.lost = trio.Event()
         self.connection = self
         self.channels: dict[bytes, None] = {}
@@ -36,8 +37,9 @@ class BreakingPubSub:
     async def aclose(self) -> None: ...
 
     async def read_response(self, **_: Any) -> Any:
-        if not self.answered.is_set():
+        if not self.has_answered:
             await self.answered.wait()
+            self.has_answered = True
             return [b"pong", READY]
         await trio.sleep(PING_SECONDS * 1.1)
         self.lost.set()
