@@ -187,7 +187,7 @@ def code_of(answer: httpx.Response) -> str:
 
 
 def reason_of(event: ServerSentEvent) -> str:
-    """Returns the reason that a `closing` event gives; empty where it gives none."""
+    """Returns the reason that a `closing` event gives, as a line may show it."""
     try:
         reason = str(msgspec.json.decode(event.data)["reason"])
     except (msgspec.DecodeError, KeyError, TypeError):
