@@ -18,6 +18,8 @@ from tests.support.chat import Chat, Pair, environment, own_valkey, run_chat
 from tests.support.running import run_command
 from tests.support.services import Database, temporary_folder
 
+pytestmark = pytest.mark.timeout(500)  # migrate, serve, doctor and a thousand requests
+
 CLIENTS = 20
 SENDS = 15
 """For each client."""
@@ -158,7 +160,7 @@ def pgbouncer_folder() -> Iterator[Path]:
 
 
 def test_behind_pgbouncer_no_request_fails_and_nothing_is_left_in_its_sessions(
-    empty_database: Database, folder: Path, pgbouncer_folder: Path
+    empty_database: Database, folder: Path, pgbouncer_folder: Path, redis_url: str
 ):
     """The documented file, with two sessions for all connections of the worker and a neighbour."""
     with run_pgbouncer(empty_database, pgbouncer_folder, default_pool_size=2) as pooled:
@@ -175,7 +177,7 @@ def test_behind_pgbouncer_no_request_fails_and_nothing_is_left_in_its_sessions(
                     "postgres_connection_replaced",
                 ):
                     assert not chat.log_lines(event)
-                settings = environment(pooled, "redis://127.0.0.1:1", chat.signer)
+                settings = environment(pooled, redis_url, chat.signer)
             doctor = run_command("doctor", **settings)
             assert "reads and writes, through a pooler" in doctor.stdout, doctor.stdout
             restored = run_command("restored", **database_settings(pooled))
