@@ -109,7 +109,9 @@ async def _attempt(found: list[Refusal], step: Callable[..., Awaitable[Any]], *a
     except (RedisError, RedisClusterException) as error:
         refusal = refusal_of(reason(error))
         if refusal is None:
-            raise reason(error) from error
+            if (why := reason(error)) is error:
+                raise
+            raise why from error
         if refusal not in found:
             found.append(refusal)
 
@@ -128,10 +130,12 @@ def why_unreachable(error: BaseException | None) -> str:
         (ConnectionRefusedError, "nobody listens there"),
     ]
     first = error
-    while error is not None:
+    seen: list[BaseException] = []  # an error may have itself for a cause
+    while error is not None and error not in seen:
         for kind, word in kinds:
             if isinstance(error, kind):
                 return word
+        seen.append(error)
         error = error.__cause__ or error.__context__
     return type(first).__name__
 

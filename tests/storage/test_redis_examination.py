@@ -10,7 +10,7 @@ import trio
 from protocol.confidential import Secret
 from storage.embedded import EmbeddedValkey
 from storage.redis import Keys
-from storage.redis.examination import examine, key_pattern, rights
+from storage.redis.examination import examine, key_pattern, rights, why_unreachable
 from storage.redis.refusal import Refusal
 from tests.storage.clusters import Cluster, running_cluster
 from tests.storage.stores import NOWHERE
@@ -80,9 +80,16 @@ async def test_a_memory_that_is_full_and_a_replica_are_named(folder: Path):
         assert (await examine(Secret(server.url), KEYS)).refusals == [Refusal("write")]
 
 
-async def test_one_that_is_not_there_is_another_error():
-    with pytest.raises(redis.ConnectionError):
+async def test_one_that_is_not_there_is_told_so():
+    with pytest.raises(redis.ConnectionError) as caught:
         await examine(Secret(NOWHERE), KEYS)
+    assert why_unreachable(caught.value) == "nobody listens there"
+
+
+async def test_an_error_that_is_its_own_cause_is_told_too():
+    error = redis.ConnectionError()
+    error.__cause__ = error
+    assert why_unreachable(error) == "ConnectionError"
 
 
 @pytest.fixture(scope="module")
