@@ -75,6 +75,9 @@ def installing(catalog: Catalog, function: Written) -> list[str]:
     elif old is not None:
         statements.append(f"DROP FUNCTION {function.name}({old.arguments})")
     statements.append(text)
+    if in_place:
+        # It runs with its owner's rights, and would for anybody's table that has it for a trigger.
+        statements.append(f"REVOKE ALL ON FUNCTION {function.name}() FROM PUBLIC")
     statements.append(
         f"""DO $do$ BEGIN EXECUTE format('COMMENT ON FUNCTION {function.name} IS %L',
         'Sottovoce {function.digest} ' || (SELECT md5(prosrc) FROM pg_proc

@@ -330,6 +330,18 @@ def test_the_main_applications_own_messages_are_numbered_whatever_it_inserts(emp
     assert times == sorted(set(times)), "the time rises with the number"
 
 
+def test_nobody_else_may_make_a_trigger_of_the_functions_that_have_their_owners_rights(
+    empty_database,
+):
+    migrate(empty_database.conninfo)
+    assert empty_database.execute(
+        "SELECT count(*) FROM pg_proc p, aclexplode(p.proacl) a WHERE p.prosecdef AND a.grantee = 0"
+    ) == [(0,)]
+    assert empty_database.execute(
+        "SELECT count(*) FROM pg_proc WHERE prosecdef AND proacl IS NOT NULL"
+    ) == [(2,)]
+
+
 def test_a_message_from_further_back_keeps_its_time(empty_database):
     old_deployment(empty_database, BIGINT, rows=200)
     migrate(empty_database.conninfo)
