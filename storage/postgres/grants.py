@@ -23,7 +23,6 @@ from storage.postgres.requirements import (
     OURS,
     PEOPLE,
     THEIRS,
-    TRIGGERS,
     UPDATED,
     identifier_columns,
     is_own,
@@ -141,12 +140,6 @@ def _to_server(catalog: Catalog, holders: Holders, role: str) -> list[str]:
             "-- that serves. Grant what they need besides, or make them SECURITY DEFINER with a",
             "-- fixed search_path:",
             *(f"--   {function}" for function in holders.triggers),
-        ]
-    defining = [f"{name}()" for name in TRIGGERS if name in catalog.functions]
-    if defining:
-        lines += [
-            "-- These run with their owner's rights, as triggers alone.",
-            f"REVOKE EXECUTE ON FUNCTION {', '.join(defining)} FROM PUBLIC;",
         ]
     if catalog.version < 150000:
         lines.append(
