@@ -131,13 +131,17 @@ class Broadcast:
                 await _body(receive)
                 await _answer(send)
 
-    ready = True
+    unready: tuple[str, ...] = ()
+
+    async def answer_full(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Part of what our worker asks of an application; these runs leave it room."""
+        await self(scope, receive, send)
 
     async def drain(self, *, refuse: bool) -> None:
-        """Asked of by our worker; there is nothing to wait for."""
+        """Part of what our worker asks of an application; there is nothing to wait for."""
 
     def set_enabled(self, enabled: bool) -> None:
-        """Asked of by our worker; there is nothing to turn off."""
+        """Part of what our worker asks of an application; there is nothing to turn off."""
 
     def _publish(self, data: bytes) -> None:
         plain = b"data: %b\n\n" % data

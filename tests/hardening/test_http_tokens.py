@@ -365,13 +365,15 @@ def test_a_ticket_that_nobody_issued_is_401(chat: Chat, pair: Pair):
 
 
 @pytest.mark.http1
-def test_one_ticket_opens_one_stream_also_when_two_ask_at_once(chat: Chat, pair: Pair):
-    """The row is deleted and read in one statement."""
-    ticket = chat.post("/api/chat/ticket", pair.prospect).json()["ticket"]
-    target = f"/api/chat/{pair.channel_id}?ticket={ticket}"
-    socks = [WIRE.connect(chat.port, timeout=10) for _ in range(8)]
+def test_one_ticket_opens_one_channel_also_when_two_are_asked_for_at_once(chat: Chat):
+    """The row is bound to its channel and read in one statement."""
+    therapist = chat.therapist()
+    pairs = [chat.pair(therapist) for _ in range(8)]
+    ticket = chat.post("/api/chat/ticket", therapist).json()["ticket"]
+    socks = [WIRE.connect(chat.port, timeout=10) for _ in pairs]
     try:
-        for sock in socks:
+        for sock, pair in zip(socks, pairs, strict=True):
+            target = f"/api/chat/{pair.channel_id}?ticket={ticket}"
             sock.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         statuses = sorted(int(sock.recv(65536).split(b" ")[1]) for sock in socks)
     finally:

@@ -252,6 +252,9 @@ async def test_a_database_that_has_less_than_was_shown_is_told_of(database: Data
             assert told() == [2]
 
 
+_OF_THE_TABLES = (QUERIES["catalog"], QUERIES["applied"])
+
+
 @pytest.mark.usefixtures("time_limit")
 async def test_postgresql_is_asked_nothing_before_its_epoch(
     database: Database, monkeypatch: pytest.MonkeyPatch
@@ -275,6 +278,8 @@ async def test_postgresql_is_asked_nothing_before_its_epoch(
                 await store.access("clerk_tess", room.channel_id)
             else:
                 assert (await store.append(draft(room, "a"))).seq == 1
-            assert asked[0] == QUERIES["ping"]
-            assert QUERIES[first] in asked
+            # What is asked before says nothing of a message: whether the tables are there.
+            numbered = [each for each in asked if each not in _OF_THE_TABLES]
+            assert numbered[0] == QUERIES["ping"]
+            assert QUERIES[first] in numbered
             assert store.epoch == 0

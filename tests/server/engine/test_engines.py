@@ -56,7 +56,7 @@ def test_the_application_runs_under_stock_hypercorns_own_command(
     database: Database, redis_url: str, folder: Path
 ):
     with stock_hypercorn(database, redis_url, folder) as chat:
-        assert chat.client.get("/readyz").status_code == 200
+        eventually(lambda: chat.client.get("/readyz").status_code == 200)
         pair = chat.pair()
         chat.send(pair.therapist, pair.channel_id, "before")
         with chat.stream(pair.channel_id, pair.prospect, {"last-event-id": "0"}) as events:
