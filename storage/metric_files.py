@@ -29,8 +29,8 @@ FILE_BYTES = 64 * 1024
 """How long one file is at first; it is doubled as needed. A worker's five files take 320 kB at
 first, and 768 kB once every statement, route and status was seen."""
 RETRY_SECONDS = 5.0
-"""Between attempts to make a file longer on a disk that was full: each is a system call, in the
-middle of a request."""
+"""How long a file on a full disk is left before it is made longer again: each attempt is
+a system call, in the middle of a request."""
 
 log = structlog.get_logger("metrics")
 

@@ -35,7 +35,8 @@ SILENCE_SECONDS = 2.5
 RECONNECT_SECONDS = 0.5
 """Between tries, jittered by half."""
 DENIED_SECONDS = 5.0
-"""Between tries while it is denied to us, jittered by half: only somebody's hand ends that."""
+"""How long Redis is left alone once it has refused us, jittered by half: only somebody's
+hand ends that."""
 READY = b"subscribed"
 """What the ping says that follows the first subscriptions of a connection."""
 TRIAL_CHANNEL = 0

@@ -27,8 +27,9 @@ from storage.redis.refusal import describe_refusal, refusal_of
 log = structlog.get_logger("storage")
 
 WRITE_BYTES = 512 * 1024
-"""Of records in one script, which holds up everybody else in Redis: a millisecond or two. Hosted
-servers limit a request's size (Upstash 10 MB, and 1 MB before: "ERR max request size exceeded")."""
+"""The most bytes of records in one script, which holds up everybody in Redis: a millisecond or
+two. Hosted servers limit a request's size (Upstash 10 MB, and 1 MB before: "ERR max request size
+exceeded")."""
 TRIAL_SECONDS = 60
 """How long the trial's key is kept after the last server has gone."""
 
@@ -136,7 +137,7 @@ class RecentMessages:
 
 
 def in_pieces(writes: Sequence[Write], size: int) -> Iterator[list[Write]]:
-    """The same in pieces of `size` bytes of records, or of one record that is larger; in order."""
+    """Divides writes into pieces of `size` bytes of records, or of one larger record, in order."""
     piece: list[Write] = []
     room = size
     for channel_id, records, new in writes:

@@ -62,11 +62,11 @@ class _Place(NamedTuple):
 
     scheme: str
     addresses: list[tuple[str, int]]
-    """Of the server; of Sentinels; or of nodes that are asked for all the others."""
+    """The server's address; or Sentinels'; or nodes', which are asked for all the others."""
     name: str
-    """Of the set of servers; empty without Sentinels."""
+    """The name of the set of servers; empty without Sentinels."""
     options: dict[str, Any]
-    """For connections to the servers or nodes; the Sentinels are asked without a password."""
+    """How the servers or nodes are connected to; Sentinels are asked without a password."""
 
 
 def check_url(url: Secret) -> str | None:

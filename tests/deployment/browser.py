@@ -25,8 +25,8 @@ CLIENTS = 3
 connections to an origin, so three are left for requests."""
 CONNECT_SECONDS = 30.0
 ALL_BACK_SECONDS = 60.0
-"""From the end of a trouble until everybody has everything. The longest pause that somebody is
-told is 6 s."""
+"""How long everybody may take to have everything once a trouble has ended. The longest pause that
+a client is told is 6 s."""
 OPEN = 1
 """`EventSource.OPEN`."""
 
