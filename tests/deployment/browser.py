@@ -130,7 +130,7 @@ class Talk:
         return [page.evaluate("() => report()") for page, _ in self._pages]
 
     def _wait(self, seconds: float, what: str, look: Any) -> None:
-        """Until `look` finds nothing to wait for."""
+        """Waits until `look` finds nothing that is missing."""
         deadline = time.monotonic() + seconds
         while missing := look():
             assert time.monotonic() < deadline, f"not {what} after {seconds} s: {missing}"

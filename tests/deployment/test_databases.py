@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(500)  # migrate, serve, doctor and a thousand r
 
 CLIENTS = 20
 SENDS = 15
-"""For each client."""
+"""How many messages each client sends."""
 
 LEFT_BEHIND = """
 SELECT name, setting, reset_val FROM pg_settings

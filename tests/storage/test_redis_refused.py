@@ -28,7 +28,7 @@ LEAST = (
 NOT_NEEDED = "-config -info -hello -client -script -select -set -get -acl -command -pubsub"
 USER = "canary-user"
 SECONDS = 30.0
-"""For what takes a second or two on a machine that does nothing else."""
+"""How long a step may take that needs a second or two on an idle machine."""
 
 
 class Users:

@@ -29,7 +29,7 @@ def refused(conninfo: dict[str, Any]) -> Exception:
 
 
 async def refused_on_trio(conninfo: dict[str, Any]) -> Exception:
-    """The same by the connection of the pool."""
+    """Returns the error with which the pool's own kind of connection is refused."""
     with pytest.raises((psycopg.Error, trio.TooSlowError)) as caught, trio.fail_after(2):
         await connect(conninfo)
     return caught.value

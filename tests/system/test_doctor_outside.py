@@ -1,4 +1,4 @@
-"""From outside the doctor names what a proxy breaks, and needs none of the server's settings."""
+"""The doctor names from outside what a proxy breaks, and needs no setting of the server."""
 
 from collections.abc import Iterator
 

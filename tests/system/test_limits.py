@@ -109,7 +109,7 @@ def assert_told_to_come_back(
 
 
 ANYTHING = {"accept": "*/*"}
-"""Of a client that asked for no event stream by name."""
+"""The headers of a client that asks for no event stream by name."""
 
 
 def test_the_cap_is_on_the_user_and_not_on_the_channel(tight: Chat):

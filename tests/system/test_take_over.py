@@ -43,8 +43,8 @@ CHANNELS = 10
 WRITERS = 4
 """Connections of the old application."""
 PAUSE_SECONDS = 0.01
-"""Between two messages of one connection: some 300 a second in all, which leaves our servers room
-on two cores."""
+"""How long a connection pauses between two messages: some 300 a second in all, which leaves our
+servers room on two cores."""
 MESSAGES = 5000
 """In all, by both applications, on each of the two layouts: at least."""
 OURS_EACH = 90
